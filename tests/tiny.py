@@ -1,0 +1,31 @@
+"""The smallest model and batches that exercise everything: two one-layer towers on 16-pixel images."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from pipeline.config import ModelConfig, ObjectiveConfig
+from pipeline.models import clip
+
+INLINE: dict[str, Any] = {
+    "embed_dim": 16,
+    "vision_cfg": {"image_size": 16, "layers": 1, "width": 32, "patch_size": 8, "head_width": 16},
+    "text_cfg": {"context_length": 8, "vocab_size": 64, "width": 32, "heads": 2, "layers": 1},
+}
+
+
+def model(seed: int = 0, **objective: Any) -> clip.ClipModel:
+    """A ``ClipModel`` with weights that depend on the seed alone."""
+    torch.manual_seed(seed)
+    return clip.build(ModelConfig(inline=INLINE), ObjectiveConfig(**objective))
+
+
+def batch(size: int, seed: int = 0, num_groups: int | None = None) -> tuple[Tensor, Tensor, Tensor]:
+    """Images [size, 3, 16, 16], tokens [size, 8], groups [size]; with ``num_groups`` several samples share each group."""
+    generator = torch.Generator().manual_seed(seed)
+    image_BCHW = torch.randn(size, 3, 16, 16, generator=generator)
+    tokens_BL = torch.randint(1, 63, (size, 8), generator=generator)
+    return image_BCHW, tokens_BL, torch.arange(size) % (num_groups or size)
