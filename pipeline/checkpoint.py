@@ -164,7 +164,9 @@ def read_weights(folder: Path) -> dict[str, Tensor]:
     state = read_state(folder)
     found = file_sha256(folder / WEIGHTS)
     if found != state.weights_sha256:
-        raise CheckpointError(f"{folder / WEIGHTS} was damaged: sha256 is {found[:12]}…, was {state.weights_sha256[:12]}… when saved")
+        raise CheckpointError(
+            f"{folder / WEIGHTS} was damaged: sha256 is {found[:12]}…, was {state.weights_sha256[:12]}… when saved"
+        )
     return load_file(folder / WEIGHTS)
 
 

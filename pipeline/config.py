@@ -12,6 +12,8 @@ line that says what it means, and one reader; a test fails if nothing reads it. 
 
 from __future__ import annotations
 
+import functools
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -144,7 +146,7 @@ class EvalConfig:
     """Folders in CLIP_benchmark's WebDataset layout (``classnames.txt``, ``test/0.tar``, ...)."""
     batch_size_per_rank: int = 256
     every_steps: int = 0
-    """Evaluate during training this often; 0 only at the end."""
+    """Evaluate the checkpoint of every so many steps, a multiple of ``checkpoint.every_steps``; 0 only the last one."""
 
 
 @dataclass(frozen=True)
@@ -221,47 +223,92 @@ def micro_batch_size(global_batch_size: int, world_size: int) -> int:
     return global_batch_size // world_size
 
 
+_RANGES: dict[str, tuple[float, float]] = {
+    "seed": (0, math.inf),
+    "data.workers_per_rank": (0, math.inf),
+    "data.prefetch_batches": (1, math.inf),
+    "data.shuffle_window": (1, math.inf),
+    "data.max_bad_fraction": (0, 1),
+    "data.max_image_pixels": (1, math.inf),
+    "data.max_member_bytes": (1, math.inf),
+    "augment.flip_probability": (0, 1),
+    "augment.jitter_probability": (0, 1),
+    "augment.brightness": (0, 1),
+    "augment.contrast": (0, 1),
+    "augment.saturation": (0, 1),
+    "augment.hue": (0, 0.5),
+    "augment.grayscale_probability": (0, 1),
+    "model.patch_dropout": (0, 1),
+    "objective.label_smoothing": (0, 1),
+    "optim.lr": (math.ulp(0.0), math.inf),
+    "optim.beta1": (0, 1),
+    "optim.beta2": (0, 1),
+    "optim.eps": (0, math.inf),
+    "optim.weight_decay": (0, math.inf),
+    "optim.grad_clip_norm": (math.ulp(0.0), math.inf),
+    "engine.zero_stage": (0, 3),
+    "engine.collective_timeout_seconds": (1, math.inf),
+    "train.steps": (1, math.inf),
+    "train.global_batch_size": (2, math.inf),
+    "checkpoint.every_steps": (0, math.inf),
+    "checkpoint.keep_last": (0, math.inf),
+    "eval.batch_size_per_rank": (1, math.inf),
+    "eval.every_steps": (0, math.inf),
+    "log.every_steps": (1, math.inf),
+}
+"""Smallest and largest value of every number that stands alone; ``ulp(0)`` means positive."""
+
+
 def check(cfg: RunConfig) -> None:
     """Refuse values out of range and combinations that cannot work, before anything is started."""
-    rules: list[tuple[bool, str]] = [
-        (bool(cfg.name) and "/" not in cfg.name and cfg.name not in (".", ".."), f"name = {cfg.name!r}: use one folder name"),
-        (cfg.train.steps > 0, f"train.steps = {cfg.train.steps}: must be at least 1"),
-        (cfg.train.global_batch_size > 1, f"train.global_batch_size = {cfg.train.global_batch_size}: contrast needs at least 2"),
-        ((cfg.model.architecture is None) != (cfg.model.inline is None), "model: give exactly one of architecture, inline"),
-        (cfg.engine.zero_stage in (0, 1, 2, 3), f"engine.zero_stage = {cfg.engine.zero_stage}: must be 0, 1, 2, or 3"),
+    for path, (low, high) in _RANGES.items():
+        value = functools.reduce(getattr, path.split("."), cfg)
+        if value is not None and not low <= value <= high:
+            limit = f"within [{low}, {high}]" if high < math.inf else "positive" if 0 < low < 1 else f"at least {low}"
+            raise ConfigError(f"{path} = {value}: must be {limit}")
+    for holds, message in _combinations(cfg):
+        if not holds:
+            raise ConfigError(message)
+
+
+def _combinations(cfg: RunConfig) -> list[tuple[bool, str]]:
+    optim, objective, augment = cfg.optim, cfg.objective, cfg.augment
+    eval_every, save_every = cfg.eval.every_steps, cfg.checkpoint.every_steps
+    return [
+        (Path(cfg.name).name == cfg.name and cfg.name not in ("", ".."), f"name = {cfg.name!r}: use one folder name"),
+        (
+            (cfg.model.architecture is None) != (cfg.model.inline is None),
+            "model: give exactly one of architecture, inline",
+        ),
         (
             not (cfg.model.compile and cfg.engine.zero_stage == 3),
             "model.compile = true with engine.zero_stage = 3: parameters are gathered by hooks that compilation bypasses; "
             "use a stage up to 2, or compile = false",
         ),
-        (cfg.optim.lr > 0, f"optim.lr = {cfg.optim.lr}: must be positive"),
-        (0 <= cfg.optim.min_lr <= cfg.optim.lr, f"optim.min_lr = {cfg.optim.min_lr}: must be within [0, optim.lr = {cfg.optim.lr}]"),
         (
-            0 <= cfg.optim.warmup_steps <= cfg.train.steps,
-            f"optim.warmup_steps = {cfg.optim.warmup_steps}: must be within [0, train.steps = {cfg.train.steps}]",
+            0 <= optim.min_lr <= optim.lr,
+            f"optim.min_lr = {optim.min_lr}: must be within [0, optim.lr = {optim.lr}]",
         ),
         (
-            0 < cfg.objective.min_temperature <= cfg.objective.init_temperature <= 1,
+            0 <= optim.warmup_steps <= cfg.train.steps,
+            f"optim.warmup_steps = {optim.warmup_steps}: must be within [0, train.steps = {cfg.train.steps}]",
+        ),
+        (
+            0 < objective.min_temperature <= objective.init_temperature <= 1,
             f"objective: need 0 < min_temperature <= init_temperature <= 1, got min_temperature = "
-            f"{cfg.objective.min_temperature}, init_temperature = {cfg.objective.init_temperature}",
+            f"{objective.min_temperature}, init_temperature = {objective.init_temperature}",
         ),
-        (0 <= cfg.augment.hue <= 0.5, f"augment.hue = {cfg.augment.hue}: must be within [0, 0.5]"),
-        (cfg.log.every_steps > 0, f"log.every_steps = {cfg.log.every_steps}: must be at least 1"),
-        (cfg.data.shuffle_window > 0, f"data.shuffle_window = {cfg.data.shuffle_window}: must be at least 1"),
-        (cfg.data.workers_per_rank >= 0, f"data.workers_per_rank = {cfg.data.workers_per_rank}: must not be negative"),
-        (cfg.eval.batch_size_per_rank > 0, f"eval.batch_size_per_rank = {cfg.eval.batch_size_per_rank}: must be at least 1"),
+        (
+            0 < augment.crop_scale[0] <= augment.crop_scale[1] <= 1,
+            f"augment.crop_scale = {augment.crop_scale}: need 0 < low <= high <= 1",
+        ),
+        (
+            0 < augment.crop_ratio[0] <= augment.crop_ratio[1],
+            f"augment.crop_ratio = {augment.crop_ratio}: need 0 < low <= high",
+        ),
+        (
+            eval_every == 0 or (save_every > 0 and eval_every % save_every == 0),
+            f"eval.every_steps = {eval_every}: checkpoints are evaluated, so it must be a multiple of "
+            f"checkpoint.every_steps = {save_every}",
+        ),
     ]
-    for key, (low, high) in {"crop_scale": cfg.augment.crop_scale, "crop_ratio": cfg.augment.crop_ratio}.items():
-        rules.append((0 < low <= high, f"augment.{key} = ({low}, {high}): need 0 < low <= high"))
-    fractions = {
-        "augment.flip_probability": cfg.augment.flip_probability,
-        "augment.jitter_probability": cfg.augment.jitter_probability,
-        "augment.grayscale_probability": cfg.augment.grayscale_probability,
-        "data.max_bad_fraction": cfg.data.max_bad_fraction,
-        "model.patch_dropout": cfg.model.patch_dropout or 0.0,
-        "objective.label_smoothing": cfg.objective.label_smoothing,
-    }
-    rules += [(0 <= value <= 1, f"{key} = {value}: must be within [0, 1]") for key, value in fractions.items()]
-    for holds, message in rules:
-        if not holds:
-            raise ConfigError(message)

@@ -81,7 +81,7 @@ def _number(env: Mapping[str, str], name: str, source: str) -> int:
     try:
         return int(env[name])
     except KeyError:
-        raise LaunchError(f"{source}: {name} is not set; start through torchrun, srun or deepspeed, or unset the others") from None
+        raise LaunchError(f"{source}: {name} is not set; start through torchrun, srun or deepspeed") from None
     except ValueError:
         raise LaunchError(f"{source}: {name} = {env[name]!r} is not a number") from None
 
@@ -102,7 +102,7 @@ def _from_slurm(env: Mapping[str, str]) -> World:
     for name, ours in (("WORLD_SIZE", size), ("RANK", rank)):
         if name in env and env[name] != str(ours):
             raise LaunchError(
-                f"srun says {name.lower().replace('_', ' ')} {ours}, but {name} = {env[name]} is exported as well, probably left "
+                f"srun says {name.lower().replace('_', ' ')} {ours}, but {name} = {env[name]} is exported too, probably left "
                 f"over from another launch; run `unset RANK WORLD_SIZE LOCAL_RANK` before srun"
             )
     local_rank = _number(env, "SLURM_LOCALID", "srun")
@@ -129,7 +129,7 @@ def pick_device(local_rank: int) -> torch.device:
         return torch.device("cpu")
     if local_rank >= torch.cuda.device_count():
         raise LaunchError(
-            f"local rank {local_rank} has no GPU: this host shows {torch.cuda.device_count()}; start at most one process per GPU"
+            f"local rank {local_rank} has no GPU: this host shows {torch.cuda.device_count()}; start one process per GPU"
         )
     return torch.device("cuda", local_rank)
 
@@ -147,7 +147,7 @@ def init(world: World, device: torch.device, timeout_seconds: int, init_method: 
         return
     options: dict[str, Any] = {"rank": world.rank, "world_size": world.size}
     if world.size == 1:
-        options["store"] = torch_dist.HashStore()
+        options["store"] = torch_dist.HashStore()  # type: ignore[attr-defined]
     else:
         options["init_method"] = init_method or f"tcp://{world.master}"
     if world.source == "torchrun" and init_method is None:

@@ -5,6 +5,7 @@
     ├── LaunchError               the launch environment is contradictory (ranks, world size, rendezvous)
     ├── DataError                 a dataset, shard, image, or caption cannot be used
     │   ├── TruncatedTar          a shard ends before its last member or end-of-archive mark
+    │   ├── BadSample             one sample cannot be used (``data/drops.py``; counted, and replaced while training)
     │   └── BudgetExceeded        more samples were dropped than the configured budget allows
     ├── NumericsError             a loss, gradient or embedding is not finite
     ├── CheckpointError           a checkpoint is missing, incomplete, or belongs to another run

@@ -49,7 +49,7 @@ class MetricsLog:
             return
         path = cfg.run_dir / METRICS
         _forget_after(path, start_step)
-        self._file = open(path, "a", encoding="utf-8", buffering=1)
+        self._file = path.open("a", encoding="utf-8", buffering=1)  # open as long as the run
         self._views = _views(cfg.log, cfg, start_step, get_logger(world))
         self._bar = tqdm(
             total=cfg.train.steps, initial=start_step, unit="step", desc=cfg.name, mininterval=1.0, dynamic_ncols=True
@@ -131,7 +131,12 @@ def _wandb_view(project: str, cfg: RunConfig, logger: logging.Logger) -> list[An
         import wandb
 
         run = wandb.init(
-            project=project, name=cfg.name, id=cfg.name, resume="allow", dir=str(cfg.run_dir), config=dataclasses.asdict(cfg)
+            project=project,
+            name=cfg.name,
+            id=cfg.name,
+            resume="allow",
+            dir=str(cfg.run_dir),
+            config=dataclasses.asdict(cfg),
         )
     except Exception as error:
         logger.warning("W&B is off for this run, training goes on: %s", error)

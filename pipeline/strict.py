@@ -155,13 +155,18 @@ def _coerce(hint: Any, value: Any, path: str) -> Any:
     if origin is Literal:
         if value not in args:
             near = difflib.get_close_matches(str(value), [str(arg) for arg in args], n=1)
-            raise ConfigError(f"{path} = {_show(value)}: must be one of {', '.join(map(str, args))}" + (f" (did you mean {near[0]!r}?)" if near else ""))
+            raise ConfigError(
+                f"{path} = {_show(value)}: must be one of {', '.join(map(str, args))}"
+                + (f" (did you mean {near[0]!r}?)" if near else "")
+            )
         return value
     if origin is tuple and isinstance(value, (list, tuple)):
         inner_hints = [args[0]] * len(value) if args[-1] is Ellipsis else list(args)
         if len(value) != len(inner_hints):
             raise ConfigError(f"{path} = {_show(value)}: expected {len(inner_hints)} values, got {len(value)}")
-        return tuple(_coerce(inner, item, f"{path}[{i}]") for i, (inner, item) in enumerate(zip(inner_hints, value, strict=True)))
+        return tuple(
+            _coerce(inner, item, f"{path}[{i}]") for i, (inner, item) in enumerate(zip(inner_hints, value, strict=True))
+        )
     if origin is dict and isinstance(value, dict):
         return value
     if hint is float and isinstance(value, int) and not isinstance(value, bool):

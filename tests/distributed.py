@@ -53,7 +53,7 @@ def run_ranks(fn: Callable[..., Any], world_size: int, *args: Any, timeout_secon
         work = pickle.dumps((fn, args))
         for rank in range(world_size):
             receiver, sender = _context.Pipe(duplex=False)
-            process = _context.Process(target=_rank_main, args=(work, rank, world_size, folder, sender), daemon=True)
+            process = _context.Process(target=_rank_main, args=(work, rank, world_size, folder, sender))
             process.start()
             sender.close()
             ranks.append((process, receiver))
@@ -95,7 +95,8 @@ def _rank_main(work: bytes, rank: int, world_size: int, folder: str, sender: Con
 
     from pipeline import dist
 
-    faulthandler.register(signal.SIGUSR1, file=open(f"{folder}/stacks-{rank}", "w"), all_threads=True)
+    stacks = open(f"{folder}/stacks-{rank}", "w")  # noqa: SIM115  # open as long as the rank
+    faulthandler.register(signal.SIGUSR1, file=stacks, all_threads=True)
     torch.set_num_threads(1)
     os.environ.update(RANK=str(rank), WORLD_SIZE=str(world_size), LOCAL_RANK=str(rank))
     world = dist.World(rank, world_size, rank, world_size, "tests")

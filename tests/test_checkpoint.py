@@ -129,4 +129,3 @@ def test_other_settings_are_refused_with_both_values(tmp_path: Path) -> None:
     save(cfg.run_dir, 1)
     with pytest.raises(CheckpointError, match="(?s)world size: was 1, is 2.*model.init_weights="):
         checkpoint.resume(cfg, FakeEngine(), {**SETTINGS, "world size": 2})
-

@@ -13,11 +13,17 @@ DeepSpeed is configured by ``ds_config`` alone; nothing outside this room touche
 from __future__ import annotations
 
 import logging
+import os
+import warnings
 from pathlib import Path
 from typing import Any
 
-import deepspeed
 import torch
+
+if not torch.cuda.is_available():
+    os.environ.setdefault("DS_ACCELERATOR", "cpu")  # else every rank warns that it looked for one in vain
+
+import deepspeed
 from deepspeed.utils import safe_get_full_fp32_param
 from torch import Tensor, nn
 
@@ -104,18 +110,23 @@ class Engine:
         """
         for group in self._optimizer.param_groups:
             group["lr"] = lr
-        # Without a wrapped optimizer (stage 0 in fp32 or autocast) DeepSpeed clips but reports no norm, and clears the gradients.
+        # Without a wrapped optimizer (stage 0 in fp32 or autocast) DeepSpeed clips, but reports no norm.
         unwrapped = isinstance(self._optimizer, torch.optim.Optimizer)
         norm = self._gradient_norm() if unwrapped else None
         self._ds.step()
         return float(self._ds.get_global_grad_norm() if norm is None else norm)
 
     def _gradient_norm(self) -> Tensor:
-        return torch.linalg.vector_norm(torch.stack([p.grad.norm() for p in self.module.parameters() if p.grad is not None]))
+        norms = [p.grad.norm() for p in self.module.parameters() if p.grad is not None]
+        total: Tensor = torch.stack(norms).norm()
+        return total
 
     def save(self, folder: Path) -> None:
         """Write every rank's share of model and optimizer state under ``folder``; every rank, together."""
         self._ds.save_checkpoint(str(folder), tag=_TAG, save_latest=False)
+        # DeepSpeed adds scripts that unpickle these files without care; the weights are in the checkpoint as safetensors.
+        for script in ("zero_to_fp32.py", "zero_to_torch.py"):
+            (folder / script).unlink(missing_ok=True)
 
     def load(self, folder: Path) -> None:
         """Restore what ``save`` wrote, at the same world size and stage; every rank, together.
@@ -151,9 +162,10 @@ class Engine:
 def _whole(parameter: nn.Parameter) -> Tensor:
     """One parameter in full: its fp32 master if sharded or cast, else itself. Collective where it is sharded."""
     if parameter.requires_grad:
-        master = safe_get_full_fp32_param(parameter)
+        master: Tensor | None = safe_get_full_fp32_param(parameter)
         if master is not None:
-            return master.view(getattr(parameter, "ds_shape", parameter.shape))
+            shape: torch.Size = getattr(parameter, "ds_shape", parameter.shape)
+            return master.view(shape)
     if hasattr(parameter, "ds_id"):  # sharded at stage 3 but frozen: it has no master
         with deepspeed.zero.GatheredParameters([parameter]):
             return parameter.detach().clone()
@@ -166,4 +178,5 @@ def _quiet() -> None:
     That extension serves inference only; building it would need a C++ compiler and 20 s at a first run on the CPU.
     """
     logging.getLogger("DeepSpeed").setLevel(logging.WARNING)
+    warnings.filterwarnings("ignore", category=FutureWarning, module=r"torch\.distributed\.c10d_logger")
     deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False

@@ -1,4 +1,4 @@
-"""Which parameters the optimizer decays: matrices do, everything else (biases, norms, positions' scale, temperature) does not."""
+"""Which parameters the optimizer decays: matrices and tables do; biases, norms, and the temperature do not."""
 
 from __future__ import annotations
 

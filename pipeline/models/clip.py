@@ -10,6 +10,7 @@ Shapes: B samples of this rank, C = 3 channels, H = W = ``image_size`` pixels, L
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -33,13 +34,14 @@ class ClipModel(nn.Module):
     @property
     def image_size(self) -> int:
         """Height and width in pixels that the image tower expects."""
-        size = getattr(self.visual, "image_size")
+        size: Any = self.visual.image_size
         return int(size[0] if isinstance(size, (tuple, list)) else size)
 
     @property
     def context_length(self) -> int:
         """Tokens per caption that the text tower expects."""
-        return int(getattr(self.text, "context_length"))
+        length: Any = self.text.context_length
+        return int(length)
 
     def encode_image(self, image_BCHW: Tensor) -> Tensor:
         """Normalised pixels [B, 3, H, W] to unit rows [B, d] in fp32."""

@@ -1,9 +1,9 @@
 """Parameter names here and in open_clip, in both directions. Pure functions on name -> tensor dicts.
 
-    here                      open_clip, two-module class      open_clip, fused class
-    visual.conv1.weight       visual.conv1.weight              visual.conv1.weight
-    text.ln_final.weight      text.ln_final.weight             ln_final.weight
-    logit_scale.log_scale     logit_scale                      logit_scale (0-dim in files; here [1], as DeepSpeed needs)
+here                      open_clip, two-module class      open_clip, fused class
+visual.conv1.weight       visual.conv1.weight              visual.conv1.weight
+text.ln_final.weight      text.ln_final.weight             ln_final.weight
+logit_scale.log_scale     logit_scale                      logit_scale (0-dim in files; here [1], as DeepSpeed needs)
 """
 
 from __future__ import annotations

@@ -44,5 +44,6 @@ class LogitScale(nn.Module):
         self.high = torch.nextafter(torch.tensor(-math.log(min_temperature)), torch.tensor(0.0)).item()
 
     def forward(self) -> Tensor:
+        """The scale as a 0-dim fp32 tensor, differentiable if it is learned."""
         bounded: Tensor = _Bound.apply(self.log_scale.float(), 0.0, self.high)
         return bounded.exp().squeeze(0)

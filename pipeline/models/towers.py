@@ -16,7 +16,15 @@ import open_clip
 from pipeline.config import ModelConfig
 from pipeline.errors import ConfigError
 
-_KNOWN_KEYS = {"embed_dim", "vision_cfg", "text_cfg", "quick_gelu", "custom_text", "init_logit_scale", "init_logit_bias"}
+_KNOWN_KEYS = {
+    "embed_dim",
+    "vision_cfg",
+    "text_cfg",
+    "quick_gelu",
+    "custom_text",
+    "init_logit_scale",
+    "init_logit_bias",
+}
 
 
 def architecture(model: ModelConfig) -> dict[str, Any]:

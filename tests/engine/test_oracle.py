@@ -1,4 +1,4 @@
-"""Loss, every tower gradient, and the temperature's gradient through DeepSpeed equal those of one process on the whole batch."""
+"""Loss and every gradient, the temperature's too, through DeepSpeed equal those of one process on the whole batch."""
 
 from __future__ import annotations
 

@@ -1,0 +1,173 @@
+"""A training to be started, as a value, and what follows from it: pure functions.
+
+    job = Job(name="emoji", command=("python", "-m", "pipeline.train", "x.yaml"), folder=Path("runs/emoji/launch"),
+              nodes=2, tasks_per_node=8, gpus_per_node=8)
+    job.world_size                   # 16
+    print(sbatch_text(job))          # what `sbatch` is given
+
+One process per GPU, started by srun itself: no torchrun agent stands between Slurm's signals and the training.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import shlex
+import sys
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from pipeline.errors import ConfigError, LaunchError
+
+LAUNCH_VARIABLES = (
+    "RANK",
+    "WORLD_SIZE",
+    "LOCAL_RANK",
+    "LOCAL_WORLD_SIZE",
+    "MASTER_ADDR",
+    "MASTER_PORT",
+    "TORCHELASTIC_RUN_ID",
+)
+"""What a launcher sets for ranks; a leftover of another launch must not reach a training."""
+
+
+@dataclass(frozen=True)
+class Job:
+    """One training to start: ``nodes * tasks_per_node`` processes that each run ``command``."""
+
+    name: str
+    command: tuple[str, ...]
+    folder: Path
+    """Where submitit keeps logs and scripts, one subfolder per job id."""
+    nodes: int = 1
+    tasks_per_node: int = 1
+    gpus_per_node: int = 0
+    cpus_per_task: int | None = None
+    minutes: int = 24 * 60
+    """Wall-clock limit."""
+    partition: str | None = None
+    sbatch_options: tuple[tuple[str, str], ...] = ()
+    """Further ``#SBATCH --key=value`` lines."""
+
+    @property
+    def world_size(self) -> int:
+        """Processes over all nodes."""
+        return self.nodes * self.tasks_per_node
+
+
+@dataclass(frozen=True)
+class Place:
+    """One process among the job's: what submitit says about it."""
+
+    rank: int
+    size: int
+    local_rank: int
+    local_size: int
+    master_host: str
+    master_port: int
+    under_slurm: bool
+    threads: int | None = None
+    """Threads of the CPU operators, where the cores of a host are shared without a scheduler; None leaves it open."""
+
+
+def parse_minutes(text: str) -> int:
+    """``HH:MM:SS`` or ``D-HH:MM:SS`` in whole minutes, rounded up.
+
+    Raises:
+        ConfigError: another form, or a limit of zero.
+    """
+    match = re.fullmatch(r"(?:(\d+)-)?(\d+):([0-5]\d):([0-5]\d)", text)
+    if not match:
+        raise ConfigError(f"--time {text}: expected HH:MM:SS or D-HH:MM:SS, for example 12:00:00")
+    days, hours, minutes, seconds = (int(part or 0) for part in match.groups())
+    total = (days * 24 + hours) * 60 + minutes + (1 if seconds else 0)
+    if total == 0:
+        raise ConfigError(f"--time {text}: the limit must be longer than zero")
+    return total
+
+
+def job_port(job_id: str) -> int:
+    """Rendezvous port of a Slurm job: jobs on one host get different ones; ``pretrain.sh`` has the same rule."""
+    digits = re.match(r"\d+", job_id)
+    if not digits:
+        raise LaunchError(f"cannot derive a port from the job id {job_id!r}: it does not start with a number")
+    return 20_000 + int(digits.group()) % 20_000
+
+
+def rank_environment(inherited: Mapping[str, str], place: Place) -> dict[str, str]:
+    """Variables of one training process: the inherited ones without leftovers of other launches, plus its place.
+
+    Outside Slurm's control (``under_slurm`` false) the ``SLURM_*`` variables go too: they describe the shell that the
+    launch was typed in, and ``World.from_env`` would rightly refuse the contradiction.
+    """
+    env = {
+        key: value
+        for key, value in inherited.items()
+        if key not in LAUNCH_VARIABLES and (place.under_slurm or not key.startswith("SLURM_"))
+    }
+    env |= {
+        "RANK": str(place.rank),
+        "WORLD_SIZE": str(place.size),
+        "LOCAL_RANK": str(place.local_rank),
+        "LOCAL_WORLD_SIZE": str(place.local_size),
+        "MASTER_ADDR": place.master_host,
+        "MASTER_PORT": str(place.master_port),
+    }
+    if place.threads is not None:
+        env.setdefault("OMP_NUM_THREADS", str(place.threads))
+    return env
+
+
+def threads_per_process(processes: int) -> int:
+    """This machine's cores, shared evenly by the training processes on it."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return max(1, cores // processes)
+
+
+def sbatch_parameters(job: Job) -> dict[str, Any]:
+    """The job in the words of submitit's Slurm executor."""
+    # srun does not inherit the batch script's --cpus-per-task (Slurm 22.05 and later), and by default lets the other
+    # ranks wait for one that died.
+    srun_args = ["--kill-on-bad-exit=1"]
+    if job.cpus_per_task:
+        srun_args.append(f"--cpus-per-task={job.cpus_per_task}")
+    parameters: dict[str, Any] = {
+        "job_name": job.name,
+        "time": job.minutes,
+        "nodes": job.nodes,
+        "ntasks_per_node": job.tasks_per_node,
+        "gpus_per_node": job.gpus_per_node or None,
+        "cpus_per_task": job.cpus_per_task,
+        "partition": job.partition,
+        "additional_parameters": dict(job.sbatch_options),
+        "setup": ["unset " + " ".join(LAUNCH_VARIABLES), "export SLURM_EXPORT_ENV=ALL"],
+        "srun_args": srun_args,
+        "wckey": None,
+    }
+    return {key: value for key, value in parameters.items() if value is not None or key == "wckey"}
+
+
+def sbatch_text(job: Job) -> str:
+    """The batch script that submitting the job would hand to sbatch."""
+    from submitit.slurm.slurm import _make_sbatch_string  # the only way to its text without a Slurm installation
+
+    inner = f"{shlex.quote(sys.executable)} -u -m submitit.core._submit {shlex.quote(str(log_folder(job)))}"
+    return _make_sbatch_string(command=inner, folder=log_folder(job), **sbatch_parameters(job))
+
+
+def log_folder(job: Job) -> Path:
+    """Folder of one submission; submitit fills in the job id for ``%j``."""
+    return job.folder.absolute() / "%j"
+
+
+def local_lines(job: Job, port: int) -> list[str]:
+    """One shell line per process, equal in effect to what ``--cluster local`` starts."""
+    lines = []
+    for rank in range(job.world_size):
+        threads = threads_per_process(job.world_size)
+        place = Place(rank, job.world_size, rank, job.tasks_per_node, "127.0.0.1", port, False, threads)
+        variables = [f"{key}={value}" for key, value in rank_environment({}, place).items()]
+        lines.append(" ".join(["env", *variables, shlex.join(job.command)]))
+    return lines

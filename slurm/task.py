@@ -1,0 +1,87 @@
+"""What each process that submitit starts does: become one rank of the training, and end as the training ends.
+
+The training runs as a child of its own. Submitit installs signal handlers in the process it starts, and would answer a
+signal for the training on rank 0 alone, where saving needs every rank; the child keeps its signals to itself.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from types import FrameType
+from typing import TYPE_CHECKING
+
+from slurm.job import Place, job_port, rank_environment, threads_per_process
+
+if TYPE_CHECKING:
+    from submitit.core.utils import JobPaths
+
+
+@dataclass(frozen=True)
+class TrainTask:
+    """A picklable callable: run ``command`` as the rank that submitit's environment describes.
+
+    ``port`` is the rendezvous port; None derives it from the Slurm job id.
+    """
+
+    command: tuple[str, ...]
+    port: int | None = None
+
+    def __call__(self) -> None:
+        """Run the training, note its exit code in ``exit_file``, and end this process with it where it is not 0."""
+        import submitit
+
+        env = submitit.JobEnvironment()
+        under_slurm = env.cluster == "slurm"
+        place = Place(
+            rank=env.global_rank,
+            size=env.num_tasks,
+            local_rank=env.local_rank,
+            local_size=env.num_tasks // env.num_nodes,
+            master_host=env.hostnames[0] if under_slurm else "127.0.0.1",
+            master_port=self.port if self.port is not None else job_port(env.job_id),
+            under_slurm=under_slurm,
+            threads=None if under_slurm else threads_per_process(env.num_tasks),
+        )
+        code = 1  # unless the training ends by itself
+        try:
+            code = run_to_end(self.command, rank_environment(os.environ, place))
+        finally:
+            note = exit_file(env.paths)
+            note.parent.mkdir(parents=True, exist_ok=True)
+            partial = note.with_suffix(".part")
+            partial.write_text(str(code), encoding="utf-8")
+            partial.replace(note)  # whoever polls for the file finds it complete
+        if code:
+            sys.exit(code)
+
+
+def exit_file(paths: JobPaths) -> Path:
+    """Where a rank's exit code is noted, beside its logs."""
+    return Path(paths.folder) / f"{paths.job_id}_{paths.task_id}_exit"
+
+
+def run_to_end(command: Sequence[str], env: Mapping[str, str]) -> int:
+    """Run a command, passing SIGTERM on to it; returns its exit code, 128 + n where signal n ended it.
+
+    Whatever interrupts the waiting also ends the command: no training outlives the process that started it.
+    """
+    child = subprocess.Popen(command, env=dict(env))
+
+    def forward(number: int, frame: FrameType | None) -> None:
+        child.send_signal(number)
+
+    previous = signal.signal(signal.SIGTERM, forward)
+    try:
+        code = child.wait()
+    finally:
+        signal.signal(signal.SIGTERM, previous)
+        if child.poll() is None:
+            child.kill()
+            child.wait()
+    return code if code >= 0 else 128 - code

@@ -1,0 +1,73 @@
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from pipeline.dist import World
+from pipeline.errors import DataError
+from pipeline.eval.scores import to_grid
+from pipeline.eval.zero_shot import classifier, count_topk, label_ranks, prompts
+
+ALONE = World()
+
+
+def circle(*degrees: float) -> torch.Tensor:
+    angles = torch.tensor(degrees) * math.pi / 180
+    return torch.stack([angles.cos(), angles.sin()], dim=1)
+
+
+def test_prompts_go_class_by_class() -> None:
+    assert prompts(["dog", "cat"], ["{c}", "a {c}.", "one {}"]) == [
+        "dog",
+        "a dog.",
+        "one dog",
+        "cat",
+        "a cat.",
+        "one cat",
+    ]
+    assert prompts(["{brace}"], ["a {c}"]) == ["a {brace}"]
+
+
+def test_prompts_refuse_what_cannot_be_filled_in() -> None:
+    with pytest.raises(DataError, match=r"template 'a photo' has no place for the class name; write \{c\}"):
+        prompts(["dog"], ["a photo"])
+    with pytest.raises(DataError, match="got 0 and 1"):
+        prompts([], ["{c}"])
+
+
+def test_a_class_is_the_direction_between_its_prompts() -> None:
+    weights = classifier(circle(0, 60, 170, 190), num_classes=2)
+    assert torch.allclose(weights, circle(30, 180).double(), atol=1e-7)
+
+
+def test_accuracy_of_right_answers_is_exactly_one() -> None:
+    degrees = [float(d) for d in range(0, 360, 3)]
+    labels = torch.arange(len(degrees))
+    assert count_topk(circle(*degrees), to_grid(circle(*degrees)), labels, ALONE) == {1: 120, 5: 120}
+    # One class off: never first, always among the nearest three.
+    assert count_topk(circle(*degrees), to_grid(circle(*degrees)), labels.roll(1), ALONE, (1, 3)) == {1: 0, 3: 120}
+
+
+def test_of_equal_classes_the_lower_index_wins() -> None:
+    classes = to_grid(circle(0, 90, 90, 180))
+    image = to_grid(circle(90, 90, 90, 90))
+    assert label_ranks(image, classes, torch.tensor([0, 1, 2, 3])).tolist() == [3, 1, 2, 4]
+
+
+def test_ranks_equal_a_stable_sort() -> None:
+    generator = torch.Generator().manual_seed(0)
+    image = to_grid(F.normalize(torch.randn(50, 4, generator=generator), dim=1))
+    classes = to_grid(F.normalize(torch.randn(9, 4, generator=generator), dim=1))[[0, 1, 2, 3, 4, 5, 6, 7, 8, 3, 0]]
+    labels = torch.randint(0, 11, (50,), generator=generator)
+    order = (image @ classes.T).sort(dim=1, descending=True, stable=True).indices
+    expected = 1 + (order == labels[:, None]).int().argmax(dim=1)
+    assert label_ranks(image, classes, labels).tolist() == expected.tolist()
+
+
+@pytest.mark.parametrize("label", [-1, 2])
+def test_a_label_without_a_class_is_named(label: int) -> None:
+    with pytest.raises(DataError, match=f"sample 1 has label {label}, but the class names go from 0 to 1"):
+        count_topk(circle(0, 90), to_grid(circle(0, 90)), torch.tensor([0, label]), ALONE)

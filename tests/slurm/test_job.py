@@ -1,0 +1,135 @@
+"""What follows from a job: the limit, the port, the ranks' variables, the batch script."""
+
+from __future__ import annotations
+
+import dataclasses
+import shlex
+from pathlib import Path
+
+import pytest
+
+from pipeline.errors import ConfigError, LaunchError
+from slurm.job import Job, Place, job_port, local_lines, parse_minutes, rank_environment, sbatch_text
+
+JOB = Job(
+    name="demo",
+    command=("python", "-m", "pipeline.train", "configs/x.yaml", "name=a b"),
+    folder=Path("/runs/demo/launch"),
+    nodes=2,
+    tasks_per_node=4,
+    gpus_per_node=4,
+    cpus_per_task=12,
+    minutes=90,
+    partition="gpu",
+    sbatch_options=(("account", "lab"),),
+)
+PLACE = Place(rank=5, size=8, local_rank=1, local_size=4, master_host="n1", master_port=20_007, under_slurm=True)
+
+
+@pytest.mark.parametrize(
+    ("text", "minutes"),
+    [
+        ("00:30:00", 30),
+        ("12:00:00", 720),
+        ("00:00:01", 1),
+        ("1-00:00:00", 1440),
+        ("2-03:04:05", 3065),
+        ("100:00:00", 6000),
+    ],
+)
+def test_time_limits_are_whole_minutes_rounded_up(text: str, minutes: int) -> None:
+    assert parse_minutes(text) == minutes
+
+
+@pytest.mark.parametrize("text", ["", "30", "12:00", "00:60:00", "1:2:3", "-1:00:00", "1-12"])
+def test_other_time_forms_are_refused_with_an_example(text: str) -> None:
+    with pytest.raises(ConfigError, match=r"expected HH:MM:SS or D-HH:MM:SS, for example 12:00:00"):
+        parse_minutes(text)
+
+
+def test_a_limit_of_zero_is_refused() -> None:
+    with pytest.raises(ConfigError, match="must be longer than zero"):
+        parse_minutes("00:00:00")
+
+
+def test_ports_stay_in_their_range_and_differ_for_neighbouring_jobs() -> None:
+    ports = [job_port(str(job_id)) for job_id in range(1_000_000, 1_000_100)]
+    assert len(set(ports)) == 100
+    assert all(20_000 <= port < 40_000 for port in ports)
+    assert job_port("1234_7") == job_port("1234") == 21_234
+    with pytest.raises(LaunchError, match="'abc'"):
+        job_port("abc")
+
+
+def test_a_rank_gets_its_place_and_no_leftovers() -> None:
+    inherited = {
+        "RANK": "99",
+        "MASTER_ADDR": "old",
+        "TORCHELASTIC_RUN_ID": "x",
+        "SLURM_PROCID": "5",
+        "HOME": "/somewhere",
+    }
+    assert rank_environment(inherited, PLACE) == {
+        "HOME": "/somewhere",
+        "SLURM_PROCID": "5",
+        "RANK": "5",
+        "WORLD_SIZE": "8",
+        "LOCAL_RANK": "1",
+        "LOCAL_WORLD_SIZE": "4",
+        "MASTER_ADDR": "n1",
+        "MASTER_PORT": "20007",
+    }
+
+
+def test_outside_slurm_its_variables_go_and_cores_are_shared() -> None:
+    here = dataclasses.replace(PLACE, under_slurm=False, threads=3)
+    env = rank_environment({"SLURM_STEP_ID": "0", "SLURM_PROCID": "0"}, here)
+    assert not [key for key in env if key.startswith("SLURM_")]
+    assert env["OMP_NUM_THREADS"] == "3"
+    assert rank_environment({"OMP_NUM_THREADS": "1"}, here)["OMP_NUM_THREADS"] == "1", "the shell's choice stays"
+
+
+def test_the_batch_script_asks_for_what_the_job_says() -> None:
+    lines = sbatch_text(JOB).splitlines()
+    options = dict(line.removeprefix("#SBATCH --").split("=", 1) for line in lines if line.startswith("#SBATCH --"))
+    expected = {
+        "job-name": "demo",
+        "nodes": "2",
+        "ntasks-per-node": "4",
+        "gpus-per-node": "4",
+        "cpus-per-task": "12",
+        "time": "90",
+        "partition": "gpu",
+        "account": "lab",
+        "open-mode": "append",
+    }
+    assert expected.items() <= options.items()
+    assert "wckey" not in options, "some clusters refuse unknown keys"
+
+
+def test_the_batch_script_starts_ranks_without_leftovers_and_ends_with_the_first_failure() -> None:
+    lines = sbatch_text(JOB).splitlines()
+    (srun,) = [shlex.split(line) for line in lines if line.startswith("srun ")]
+    assert "--kill-on-bad-exit=1" in srun
+    assert "--cpus-per-task=12" in srun
+    assert srun[-3:-1] == ["-m", "submitit.core._submit"]
+    (unset,) = [line for line in lines if line.startswith("unset ")]
+    assert {"RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR"} <= set(unset.split())
+    assert lines.index(unset) < lines.index(shlex.join(srun))
+
+
+def test_a_job_without_gpus_does_not_ask_for_any() -> None:
+    text = sbatch_text(dataclasses.replace(JOB, gpus_per_node=0, cpus_per_task=None, partition=None))
+    assert "gpus" not in text
+    assert "cpus-per-task" not in text
+    assert "partition" not in text
+
+
+def test_local_lines_name_every_rank_once_and_quote_the_command() -> None:
+    lines = [shlex.split(line) for line in local_lines(dataclasses.replace(JOB, nodes=1, tasks_per_node=3), port=4000)]
+    assert [line[1] for line in lines] == ["RANK=0", "RANK=1", "RANK=2"]
+    for line in lines:
+        assert line[0] == "env"
+        assert "WORLD_SIZE=3" in line
+        assert "MASTER_PORT=4000" in line
+        assert tuple(line[-len(JOB.command) :]) == JOB.command
