@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import functools
 import math
+import typing
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -262,7 +263,7 @@ _RANGES: dict[str, tuple[float, float]] = {
 def check(cfg: RunConfig) -> None:
     """Refuse values out of range and combinations that cannot work, before anything is started."""
     for path, (low, high) in _RANGES.items():
-        value = functools.reduce(getattr, path.split("."), cfg)
+        value: Any = functools.reduce(getattr, path.split("."), typing.cast(Any, cfg))
         if value is not None and not low <= value <= high:
             limit = f"within [{low}, {high}]" if high < math.inf else "positive" if 0 < low < 1 else f"at least {low}"
             raise ConfigError(f"{path} = {value}: must be {limit}")
