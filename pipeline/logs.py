@@ -11,6 +11,7 @@ run resumes from it, because those steps are about to happen again.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import logging
 import os
@@ -20,7 +21,7 @@ from typing import Any
 
 from tqdm import tqdm
 
-from pipeline.config import LogConfig, RunConfig
+from pipeline.config import RunConfig
 from pipeline.dist import World
 
 METRICS = "metrics.jsonl"
@@ -45,15 +46,21 @@ class MetricsLog:
         """Continue the run's log after ``start_step`` completed steps (0: a new one)."""
         self._main = world.is_main
         self._views: list[Any] = []
+        self._open = contextlib.ExitStack()
         if not self._main:
             return
         path = cfg.run_dir / METRICS
         _forget_after(path, start_step)
         self._file = path.open("a", encoding="utf-8", buffering=1)  # open as long as the run
-        self._views = _views(cfg.log, cfg, start_step, get_logger(world))
+        self._open.callback(self._file.close)
+        if cfg.log.tensorboard:
+            self._views.append(_tensorboard_view(cfg, start_step, self._open))
+        if cfg.log.wandb_project is not None:
+            self._views += _wandb_view(cfg.log.wandb_project, cfg, get_logger(world))
         self._bar = tqdm(
             total=cfg.train.steps, initial=start_step, unit="step", desc=cfg.name, mininterval=1.0, dynamic_ncols=True
         )
+        self._open.callback(self._bar.close)
         if start_step:
             self.event("resume", step=start_step)
 
@@ -78,9 +85,7 @@ class MetricsLog:
 
     def close(self) -> None:
         """Flush and close everything."""
-        if self._main:
-            self._bar.close()
-            self._file.close()
+        self._open.close()
 
     def _write(self, record: dict[str, Any]) -> None:
         self._file.write(json.dumps(record) + "\n")
@@ -106,21 +111,17 @@ def _forget_after(path: Path, step: int) -> None:
     os.replace(temporary, path)
 
 
-def _views(log: LogConfig, cfg: RunConfig, start_step: int, logger: logging.Logger) -> list[Any]:
-    views: list[Any] = []
-    if log.tensorboard:
-        from torch.utils.tensorboard import SummaryWriter
+def _tensorboard_view(cfg: RunConfig, start_step: int, opened: contextlib.ExitStack) -> Any:
+    from torch.utils.tensorboard import SummaryWriter
 
-        writer = SummaryWriter(str(cfg.run_dir / "tensorboard"), purge_step=start_step or None, flush_secs=10)
+    writer = SummaryWriter(str(cfg.run_dir / "tensorboard"), purge_step=start_step or None, flush_secs=10)
+    opened.callback(writer.close)
 
-        def to_tensorboard(step: int, values: dict[str, float]) -> None:
-            for name, value in values.items():
-                writer.add_scalar(name, value, step)
+    def to_tensorboard(step: int, values: dict[str, float]) -> None:
+        for name, value in values.items():
+            writer.add_scalar(name, value, step)
 
-        views.append(to_tensorboard)
-    if log.wandb_project is not None:
-        views += _wandb_view(log.wandb_project, cfg, logger)
-    return views
+    return to_tensorboard
 
 
 def _wandb_view(project: str, cfg: RunConfig, logger: logging.Logger) -> list[Any]:

@@ -12,6 +12,7 @@ from __future__ import annotations
 import math
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -41,7 +42,7 @@ class LogitScale(nn.Module):
         super().__init__()
         self.log_scale = nn.Parameter(torch.tensor([-math.log(init_temperature)]), requires_grad=learn)
         # One fp32 step below ln(1 / min_temperature): exp() of it cannot round past the bound.
-        self.high = torch.nextafter(torch.tensor(-math.log(min_temperature)), torch.tensor(0.0)).item()
+        self.high = float(np.nextafter(np.float32(-math.log(min_temperature)), np.float32(0)))
 
     def forward(self) -> Tensor:
         """The scale as a 0-dim fp32 tensor, differentiable if it is learned."""
