@@ -1,4 +1,4 @@
-"""The losses. ``reference.py`` is the specification; everything else must equal it in value and gradient.
+"""The losses. ``reference/`` is the specification; everything else must equal it in value and gradient.
 
     gather.py      the differentiable gather over ranks
     info_nce.py    CLIP's loss over negatives from every rank

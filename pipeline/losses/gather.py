@@ -57,6 +57,59 @@ def gather_ids(ids_b: Tensor) -> Tensor:
     return gather_rows(ids_b)
 
 
+def scatter_sum(columns_B: Tensor) -> Tensor:
+    """Sum ``[B, ...]`` over ranks and keep this rank's ``[b, ...]``: what ``gather_rows`` does to gradients."""
+    if not torch_dist.is_initialized() or torch_dist.get_world_size() == 1:
+        return columns_B
+    own_b = columns_B.new_empty((local_count(len(columns_B)), *columns_B.shape[1:]))
+    _reduce_scatter(own_b, columns_B.contiguous(), op=torch_dist.ReduceOp.SUM)
+    return own_b
+
+
+def reduce_max(values: Tensor) -> Tensor:
+    """Elementwise maximum over ranks; carries no gradient."""
+    return _reduce(values, torch_dist.ReduceOp.MAX)
+
+
+def reduce_sum(values: Tensor) -> Tensor:
+    """Elementwise sum over ranks; carries no gradient."""
+    return _reduce(values, torch_dist.ReduceOp.SUM)
+
+
+def _reduce(values: Tensor, op: Any) -> Tensor:
+    if not torch_dist.is_initialized() or torch_dist.get_world_size() == 1:
+        return values
+    result = values.clone()
+    torch_dist.all_reduce(result, op=op)
+    return result
+
+
+class _AllReduceSum(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, values: Tensor) -> Tensor:
+        return reduce_sum(values)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> Tensor:
+        return reduce_sum(grads[0])
+
+
+def all_reduce_sum(values: Tensor) -> Tensor:
+    """Elementwise sum over ranks; the backward sums over ranks as well, so a loss of it, equal on all ranks, stays exact."""
+    total: Tensor = _AllReduceSum.apply(values)
+    return total
+
+
+def world_size() -> int:
+    """Number of ranks."""
+    return torch_dist.get_world_size() if torch_dist.is_initialized() else 1
+
+
+def local_count(global_count: int) -> int:
+    """This rank's share of ``global_count`` rows."""
+    return global_count // torch_dist.get_world_size() if torch_dist.is_initialized() else global_count
+
+
 def row_offset(local_rows: int) -> int:
     """Index of this rank's first row among the gathered ones."""
     return torch_dist.get_rank() * local_rows if torch_dist.is_initialized() else 0
