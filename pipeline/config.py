@@ -86,14 +86,30 @@ class ModelConfig:
 
 
 @dataclass(frozen=True)
+class WeightConfig:
+    """How much a loss term counts over a run. These keys stand among the term's own settings."""
+
+    weight: float = 1.0
+    schedule: Literal["constant", "linear", "cosine", "inverse_epoch"] = "constant"
+    """``linear`` and ``cosine`` go from weight to final_weight over the run; ``inverse_epoch`` is weight / (epoch + 1)."""
+    final_weight: float = 0.0
+
+
+@dataclass(frozen=True)
 class ObjectiveConfig:
-    """The contrastive loss. Temperature = 1 / logit scale."""
+    """The loss: which terms, with which weights. Temperature = 1 / logit scale."""
+
+    terms: dict[str, dict[str, Any]] = field(default_factory=lambda: {"clip": {}})
+    """Term name to its settings, see ``losses/terms``; weights and schedules as in ``WeightConfig``."""
 
     init_temperature: float = 0.07
     min_temperature: float = 0.01
     """Bound that holds in every forward pass, whatever the optimizer did to the parameter."""
     learn_temperature: bool = True
-    label_smoothing: float = 0.0
+    tile: int = 512
+    """Rows and columns of a tile of cosines; changes memory and speed only."""
+    gather_dtype: Literal["fp32", "bf16"] = "fp32"
+    """What embeddings travel between ranks in; gradients return in fp32 either way."""
 
 
 @dataclass(frozen=True)
@@ -153,6 +169,8 @@ class EvalConfig:
 @dataclass(frozen=True)
 class LogConfig:
     every_steps: int = 10
+    term_gradients: bool = False
+    """Also log each loss term's own gradient norm at the embeddings; costs one more pass over the tiles per term and record."""
     tensorboard: bool = True
     wandb_project: str | None = None
     """Also log to Weights & Biases under this project; a failure there is reported and never fatal."""
@@ -185,7 +203,7 @@ class RunConfig:
 
 
 def load(path: str | Path, overrides: Sequence[str] = ()) -> RunConfig:
-    """Read a YAML file, apply ``key.sub=value`` overrides in order, check everything.
+    """Read a YAML file, apply overrides (``key.sub=value``, or further YAML files) in order, check everything.
 
     Raises:
         ConfigError: missing file, unknown or duplicate key, wrong type, value out of range, impossible combination.
@@ -240,7 +258,7 @@ _RANGES: dict[str, tuple[float, float]] = {
     "augment.hue": (0, 0.5),
     "augment.grayscale_probability": (0, 1),
     "model.patch_dropout": (0, 1),
-    "objective.label_smoothing": (0, 1),
+    "objective.tile": (1, math.inf),
     "optim.lr": (math.ulp(0.0), math.inf),
     "optim.beta1": (0, 1),
     "optim.beta2": (0, 1),

@@ -179,6 +179,11 @@ def all_reduce_sum(tensor: torch.Tensor) -> torch.Tensor:
     return result
 
 
+def all_reduce_mean(tensor: torch.Tensor) -> torch.Tensor:
+    """Mean over ranks of equally shaped tensors; returns a new tensor."""
+    return all_reduce_sum(tensor) / (1 if _alone() else torch_dist.get_world_size())
+
+
 def all_gather_rows(tensor: torch.Tensor) -> torch.Tensor:
     """Concatenate ``[n_r, ...]`` over ranks in rank order to ``[sum n_r, ...]``; ``n_r`` may differ and may be 0."""
     if _alone():

@@ -9,6 +9,10 @@ Steps count completed optimizer steps. ``lr_at(step)`` is the rate used by the s
 from __future__ import annotations
 
 import math
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from pipeline.config import WeightConfig
 
 
 def lr_at(step: int, *, peak: float, warmup_steps: int, total_steps: int, floor: float = 0.0) -> float:
@@ -25,6 +29,18 @@ def lr_at(step: int, *, peak: float, warmup_steps: int, total_steps: int, floor:
         return peak * (step + 1) / warmup_steps
     progress = (step - warmup_steps) / max(1, total_steps - warmup_steps)
     return floor + (peak - floor) * 0.5 * (1.0 + math.cos(math.pi * min(1.0, progress)))
+
+
+def weight_at(step: int, *, cfg: WeightConfig, epoch: int, total_steps: int) -> float:
+    """A loss term's weight in the step that follows ``step`` completed ones, in epoch ``epoch`` (from 0)."""
+    progress = step / max(1, total_steps - 1)
+    if cfg.schedule == "linear":
+        return cfg.weight + (cfg.final_weight - cfg.weight) * progress
+    if cfg.schedule == "cosine":
+        return cfg.final_weight + (cfg.weight - cfg.final_weight) * 0.5 * (1.0 + math.cos(math.pi * progress))
+    if cfg.schedule == "inverse_epoch":
+        return cfg.weight / (epoch + 1)
+    return cfg.weight
 
 
 def is_time(completed: int, *, every: int, total_steps: int) -> bool:

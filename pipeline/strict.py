@@ -84,10 +84,20 @@ def read_yaml(path: str | Path) -> dict[str, Any]:
 
 
 def apply_override(tree: dict[str, Any], override: str) -> None:
-    """Apply one ``key.sub=value`` to nested dicts in place; the value is parsed as YAML."""
+    """Apply one override to nested dicts in place: ``key.sub=value`` (the value is YAML), or a YAML file of such keys.
+
+    What a file says about a group's key replaces what was there; keys that it does not mention stay.
+    """
+    if override.endswith((".yaml", ".yml")) and "=" not in override:
+        for group, settings in read_yaml(override).items():
+            merged = (
+                {**tree[group], **settings} if isinstance(tree.get(group), dict) and isinstance(settings, dict) else settings
+            )
+            tree[group] = merged
+        return
     path, equals, value = override.partition("=")
     if not equals or not path:
-        raise ConfigError(f"override {override!r} is not of the form key.sub=value")
+        raise ConfigError(f"override {override!r} is neither key.sub=value nor a .yaml file")
     *parents, last = path.split(".")
     node = tree
     for part in parents:

@@ -34,7 +34,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Parse the command line, then train."""
     parser = argparse.ArgumentParser(prog="unisphere train", description="Pretrain a CLIP model from WebDataset shards.")
     parser.add_argument("config", help="YAML file of the run, see configs/")
-    parser.add_argument("overrides", nargs="*", metavar="key.sub=value", help="settings that replace the file's")
+    parser.add_argument(
+        "overrides",
+        nargs="*",
+        metavar="key.sub=value",
+        help="settings that replace the file's; or a file, as configs/objectives/cua.yaml",
+    )
     parser.add_argument("--print-config", action="store_true", help="show the resolved configuration and stop")
     parser.add_argument("--local_rank", help=argparse.SUPPRESS)  # added by the deepspeed launcher; LOCAL_RANK says the same
     args = parser.parse_args(argv)
@@ -67,7 +72,8 @@ def train(cfg: RunConfig, world: World) -> None:
     from pipeline.data.loader import train_batches
     from pipeline.engine.engine import Engine
     from pipeline.eval.evaluate import evaluate_checkpoint
-    from pipeline.losses import info_nce
+    from pipeline.losses import Objective
+    from pipeline.losses.objective import gradient_norms
     from pipeline.models import clip, towers
 
     # ---- setup ----
@@ -77,7 +83,9 @@ def train(cfg: RunConfig, world: World) -> None:
     micro_batch_size = config.micro_batch_size(cfg.train.global_batch_size, world.size)
     dist.init(world, device, cfg.engine.collective_timeout_seconds)
     torch.manual_seed(cfg.seed)  # the same initial weights on every rank
-    model = clip.build(cfg.model, cfg.objective)
+    objective = Objective(cfg.objective, seed=cfg.seed, total_steps=cfg.train.steps)
+    objective.check(clip.DOMAINS)
+    model = clip.build(cfg.model, cfg.objective, objective.scalars())
     engine = Engine(model, cfg.optim, cfg.engine, world=world, device=device, micro_batch_size=micro_batch_size)
     logger.info("device %s, %s (%s), ZeRO stage %d", device, engine.precision, engine.precision_reason, cfg.engine.zero_stage)
 
@@ -108,25 +116,31 @@ def train(cfg: RunConfig, world: World) -> None:
         batch = batch.to(device)
         image_BCHW = normalise(batch.image_BCHW, cfg.model.image_mean, cfg.model.image_std)
         features = engine.forward(image_BCHW, batch.tokens_BL, batch.group_B)
-        loss = info_nce(features, cfg.objective.label_smoothing)
-        mean_loss = dist.all_reduce_sum(loss.detach()) / world.size
+        losses = objective(features, step=step, epoch=batch.epoch)
+        mean_loss = dist.all_reduce_mean(losses.total.detach())
         check_finite(mean_loss, "loss", step)
-        engine.backward(loss)
+        logged = is_time(step + 1, every=cfg.log.every_steps, total_steps=cfg.train.steps)
+        term_norms = gradient_norms(losses, features) if logged and cfg.log.term_gradients else {}
+        engine.backward(losses.total)
         lr = learning_rate(cfg, step)
         grad_norm = engine.step(lr)
 
         state = checkpoint.TrainState(step + 1, state.samples + cfg.train.global_batch_size, settings)
         drops.add(len(batch.keys), batch.drops)
         log.advance()
-        if is_time(state.step, every=cfg.log.every_steps, total_steps=cfg.train.steps):
+        if logged:
             all_drops = DropBudget.merged(dist.all_gather_object(drops))
             log.record(
                 state.step,
                 {
                     "loss": mean_loss.item(),
                     "lr": lr,
-                    "logit_scale": features.scale.item(),
+                    "logit_scale": features.scalars["scale"].item(),
                     "grad_norm": grad_norm,
+                    **{f"loss/{name}": dist.all_reduce_mean(loss.detach()).item() for name, loss in losses.terms.items()},
+                    **{f"weight/{name}": weight for name, weight in losses.weights.items()},
+                    **{f"grad_norm/{name}": norm for name, norm in term_norms.items()},
+                    **{name: value.item() for name, value in features.scalars.items() if name != "scale"},
                     "samples": state.samples,
                     "dropped": all_drops.num_dropped,
                     **pace.lap(cfg.train.global_batch_size),

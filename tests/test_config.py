@@ -77,7 +77,7 @@ def test_dump_loads_to_an_equal_config(tmp_path: Path) -> None:
         ),
         ("augment.crop_scale=[0.5]", r"augment.crop_scale = \[0.5\]: expected 2 values, got 1"),
         ("optim=3", r"optim: expected a group of settings, got 3"),
-        ("optim.lr", r"override 'optim.lr' is not of the form key.sub=value"),
+        ("optim.lr", r"override 'optim.lr' is neither key.sub=value nor a .yaml file"),
         ("name.first=x", r"name holds a value, not a group"),
         ("optim.lr=[1", r"is not valid YAML"),
     ],
@@ -85,6 +85,12 @@ def test_dump_loads_to_an_equal_config(tmp_path: Path) -> None:
 def test_wrong_overrides_are_explained(tmp_path: Path, override: str, message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         config.load(write(tmp_path, YAML), [override])
+
+
+def test_a_file_as_override_replaces_the_keys_it_names(tmp_path: Path) -> None:
+    (tmp_path / "more.yaml").write_text("objective: {terms: {siglip: {weight: 2.0}}}\nseed: 7\n")
+    cfg = config.load(write(tmp_path, YAML), ["objective.tile=9", str(tmp_path / "more.yaml"), "seed=8"])
+    assert cfg.objective.terms == {"siglip": {"weight": 2.0}} and cfg.objective.tile == 9 and cfg.seed == 8
 
 
 def test_a_key_given_twice_is_an_error_with_its_line(tmp_path: Path) -> None:

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from pipeline.config import ModelConfig, ObjectiveConfig
+from pipeline.losses import Objective
 from pipeline.models import clip
 
 INLINE: dict[str, Any] = {
@@ -17,10 +18,18 @@ INLINE: dict[str, Any] = {
 }
 
 
-def model(seed: int = 0, **objective: Any) -> clip.ClipModel:
-    """A ``ClipModel`` with weights that depend on the seed alone."""
+Terms = dict[str, dict[str, Any]]
+
+
+def objective(terms: Terms | None = None) -> Objective:
+    """CLIP's loss, or other terms, in small tiles."""
+    return Objective(ObjectiveConfig(terms=terms or {"clip": {}}, tile=5), seed=3, total_steps=10)
+
+
+def model(seed: int = 0, terms: Terms | None = None) -> clip.ClipModel:
+    """A ``ClipModel`` with weights that depend on the seed alone, and the numbers that the terms learn."""
     torch.manual_seed(seed)
-    return clip.build(ModelConfig(inline=INLINE), ObjectiveConfig(**objective))
+    return clip.build(ModelConfig(inline=INLINE), ObjectiveConfig(), objective(terms).scalars())
 
 
 def batch(size: int, seed: int = 0, num_groups: int | None = None) -> tuple[Tensor, Tensor, Tensor]:

@@ -50,6 +50,7 @@ class Batch:
     group_B: torch.Tensor
     keys: tuple[str, ...]
     drops: tuple[Drop, ...] = ()
+    epoch: int = 0
 
     def to(self, device: torch.device) -> Batch:
         """The batch with its tensors on ``device``; the copy from pinned memory overlaps with computation."""
@@ -167,7 +168,7 @@ class TrainBatches(Dataset["Batch | PipelineError"]):
             keys.append(sample.key)
             drops += bad
         group_B = torch.tensor(groups, dtype=torch.int64)
-        return Batch(torch.from_numpy(image_BCHW), self._tokenizer(captions).long(), group_B, tuple(keys), tuple(drops))
+        return Batch(torch.from_numpy(image_BCHW), self._tokenizer(captions).long(), group_B, tuple(keys), tuple(drops), epoch)
 
     def _usable(self, epoch: int, index: int) -> tuple[Sample, View, str, list[Drop]]:
         """Sample ``index`` or the first usable one of its stand-ins, and a Drop for each that was passed over."""

@@ -1,13 +1,15 @@
-"""The losses. ``reference/`` is the specification; everything else must equal it in value and gradient.
+"""The losses. ``reference/`` is the specification; everything else equals it in value and gradient at any world size.
 
-    gather.py      the differentiable gather over ranks
-    info_nce.py    CLIP's loss over negatives from every rank
+    reference/     THE SPEC: plain formulas on the whole batch, one file per paper
+    gather.py      the differentiable collectives
+    tiles.py       the tile engine: sums over negatives, for all terms at once
+    terms/         the terms, one file per family; each says what it wants from the engine and what it makes of it
+    objective.py   Objective: the weighted sum of the terms that a run asks for
 
-To add a loss: write its formula in ``reference.py``, its distributed form in a file of its own that takes ``Features``, and a
-case in ``tests/losses/test_oracle.py``, which compares the two at several world sizes.
+To add a term: write its formula in ``reference/``, a class in a file of ``terms/`` (it is found there), and a case in
+``tests/losses/cases.py``, which compares the two. ``docs/add_a_loss.md`` walks through one.
 """
 
-from pipeline.features import Features
-from pipeline.losses.info_nce import info_nce
+from pipeline.losses.objective import Objective
 
-__all__ = ["Features", "info_nce"]
+__all__ = ["Objective"]

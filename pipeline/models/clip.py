@@ -9,6 +9,7 @@ Shapes: B samples of this rank, C = 3 channels, H = W = ``image_size`` pixels, L
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -18,18 +19,27 @@ from torch import Tensor, nn
 
 from pipeline.config import ModelConfig, ObjectiveConfig
 from pipeline.errors import ConfigError
-from pipeline.features import Features
+from pipeline.features import Features, Scalar
 from pipeline.models.names import from_open_clip
-from pipeline.models.scale import LogitScale
+from pipeline.models.scale import BoundedScalar, LogitScale
 from pipeline.models.towers import architecture, build_towers
+
+DOMAINS = ("image", "text")
+"""The embeddings that ``ClipModel`` makes, by the names that losses use."""
 
 
 class ClipModel(nn.Module):
-    """Two open_clip towers and the temperature. Parameters are named ``visual.*``, ``text.*``, ``logit_scale.log_scale``."""
+    """Two open_clip towers, the temperature, and further numbers that losses learn.
 
-    def __init__(self, visual: nn.Module, text: nn.Module, logit_scale: LogitScale) -> None:
+    Parameters are named ``visual.*``, ``text.*``, ``logit_scale.log_scale``, ``scalars.NAME.value``.
+    """
+
+    def __init__(
+        self, visual: nn.Module, text: nn.Module, logit_scale: LogitScale, scalars: Mapping[str, Scalar] | None = None
+    ) -> None:
         super().__init__()
         self.visual, self.text, self.logit_scale = visual, text, logit_scale
+        self.scalars = nn.ModuleDict({name: BoundedScalar(scalar) for name, scalar in (scalars or {}).items()})
 
     @property
     def image_size(self) -> int:
@@ -53,7 +63,9 @@ class ClipModel(nn.Module):
 
     def forward(self, image_BCHW: Tensor, tokens_BL: Tensor, group_B: Tensor) -> Features:
         """One step's embeddings; see ``Features``."""
-        return Features(self.encode_image(image_BCHW), self.encode_text(tokens_BL), self.logit_scale(), group_B)
+        embeddings = {"image": self.encode_image(image_BCHW), "text": self.encode_text(tokens_BL)}
+        scalars = {name: scalar() for name, scalar in self.scalars.items()}
+        return Features(embeddings, {"scale": self.logit_scale(), **scalars}, group_B)
 
     @property
     def _dtype(self) -> torch.dtype:
@@ -66,15 +78,20 @@ def _unit_rows(embeddings_Bd: Tensor) -> Tensor:
     return F.normalize(embeddings_Bd.float(), dim=-1, eps=1e-6)
 
 
-def build(model: ModelConfig, objective: ObjectiveConfig) -> ClipModel:
+def build(model: ModelConfig, objective: ObjectiveConfig, scalars: Mapping[str, Scalar] | None = None) -> ClipModel:
     """The model of a run, on the CPU in fp32, with the initial weights the configuration asks for.
+
+    Args:
+        model: architecture and options.
+        objective: the temperature's start and bound.
+        scalars: further numbers that the run's loss learns (``Objective.scalars``); evaluation and export need none.
 
     Raises:
         ConfigError: the architecture is unknown, or ``model.init_weights`` does not fit it.
     """
     visual, text = build_towers(architecture(model))
     scale = LogitScale(objective.init_temperature, objective.min_temperature, objective.learn_temperature)
-    clip = ClipModel(visual, text, scale)
+    clip = ClipModel(visual, text, scale, scalars)
     if model.gradient_checkpointing:
         visual.set_grad_checkpointing(True)
         text.set_grad_checkpointing(True)
@@ -99,7 +116,8 @@ def load_weights(clip: ClipModel, path: Path) -> None:
     if not path.is_file():
         raise ConfigError(f"model.init_weights = {path} does not exist")
     loaded = from_open_clip(load_file(path))
-    expected = clip.state_dict()
+    # A loss's own numbers are no part of a model that comes from elsewhere: they keep their start unless the file has them.
+    expected = {name: t for name, t in clip.state_dict().items() if not name.startswith("scalars.") or name in loaded}
     wrong = [
         f"{name}: expected {tuple(expected[name].shape) if name in expected else 'nothing'}, "
         f"found {tuple(loaded[name].shape) if name in loaded else 'nothing'}"
@@ -109,4 +127,4 @@ def load_weights(clip: ClipModel, path: Path) -> None:
     if wrong:
         listed = "\n  ".join(wrong[:8])
         raise ConfigError(f"model.init_weights = {path} does not fit the model ({len(wrong)} tensors):\n  {listed}")
-    clip.load_state_dict(loaded)
+    clip.load_state_dict(loaded, strict=False)  # compared above

@@ -32,7 +32,7 @@ def from_open_clip(state: dict[str, Tensor]) -> dict[str, Tensor]:
     for name, tensor in state.items():
         if name == _THEIR_SCALE:
             renamed[_SCALE] = tensor.reshape(1)
-        elif name.split(".")[0] in ("visual", "text", "logit_scale"):
+        elif name.split(".")[0] in ("visual", "text", "logit_scale", "scalars"):
             renamed[name] = tensor
         else:
             renamed["text." + name] = tensor

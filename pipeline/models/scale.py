@@ -16,6 +16,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from pipeline.features import Scalar
+
 
 class _Bound(torch.autograd.Function):
     @staticmethod
@@ -30,6 +32,20 @@ class _Bound(torch.autograd.Function):
         # Descent subtracts the gradient: above the range only a positive one leads back, below it only a negative one.
         outward = (above & (grad < 0)) | (below & (grad > 0))
         return grad.masked_fill(outward, 0.0), None, None
+
+
+class BoundedScalar(nn.Module):
+    """One learned number that a loss asked for, within its bounds in every forward pass; a 0-dim fp32 tensor."""
+
+    def __init__(self, scalar: Scalar) -> None:
+        super().__init__()
+        self.value = nn.Parameter(torch.tensor([scalar.init]))
+        self.low, self.high = scalar.low, scalar.high
+
+    def forward(self) -> Tensor:
+        """The bounded number."""
+        bounded: Tensor = _Bound.apply(self.value.float(), self.low, self.high)
+        return bounded.squeeze(0)
 
 
 class LogitScale(nn.Module):

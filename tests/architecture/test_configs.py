@@ -15,7 +15,7 @@ from tests.architecture.guards import REPOSITORY
 
 HEADINGS = ("command", "hardware", "time", "expected")
 FIGURES = ("time", "expected")
-CONFIGS = sorted((REPOSITORY / "configs").rglob("*.yaml"))
+CONFIGS = sorted((REPOSITORY / "configs").glob("*.yaml"))  # those in configs/objectives/ are parts of a run
 
 
 def header_violations(name: str, text: str) -> list[str]:

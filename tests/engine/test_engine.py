@@ -12,7 +12,6 @@ from torch import Tensor
 from pipeline import dist
 from pipeline.config import EngineConfig, OptimConfig
 from pipeline.dist import World
-from pipeline.losses import info_nce
 from tests import tiny
 from tests.distributed import RanksFailed, run_ranks
 
@@ -37,7 +36,9 @@ def steps(engine: Any, world: World, which: range, lr: float = 1e-3) -> list[tup
     b, seen = B // world.size, []
     for step in which:
         rows = slice(world.rank * b, (world.rank + 1) * b)
-        loss = info_nce(engine.forward(*(part[rows] for part in tiny.batch(B, seed=step, num_groups=9))))
+        loss = tiny.objective()(
+            engine.forward(*(part[rows] for part in tiny.batch(B, seed=step, num_groups=9))), step=step
+        ).total
         engine.backward(loss)
         norm = engine.step(lr)
         seen.append(((dist.all_reduce_sum(loss.detach()) / world.size).item(), norm))

@@ -11,17 +11,58 @@ from torch import Tensor
 from pipeline import dist
 from pipeline.config import EngineConfig, OptimConfig
 from pipeline.dist import World
-from pipeline.losses import info_nce, reference
+from pipeline.losses import reference
+from pipeline.losses.reference.mixup import draw_lambda, random_derangement
+from pipeline.losses.terms import Step
 from tests import tiny
 from tests.distributed import run_ranks
 
-B = 12
+B, NUMBER = 12, 4
+TERMS: tiny.Terms = {
+    "clip": {},
+    "siglip": {"weight": 0.3},
+    "alignment": {"weight": 0.2},
+    "uniformity": {"weight": 0.4},
+    "cross_uniformity": {"weight": 0.5},
+    "geometric_consistency": {"weight": 0.25},
+    "m2_mix": {"weight": 0.1, "per_sample": True},
+    "v_mix": {"weight": 0.1},
+    "l_mix": {"weight": 0.2},
+    "vl_mix": {"weight": 0.3},
+    "uniclip": {"image_image": "tie", "text_text": "tie"},
+}
+"""Every term that one view and one caption allow, all at once."""
+
+
+def complete_reference(z: dict[str, Tensor], scalars: dict[str, Tensor], group_B: Tensor) -> Tensor:
+    """The weighted sum of the references."""
+    image, text, scale, step = z["image"], z["text"], scalars["scale"], Step({}, {}, group_B, seed=3, number=NUMBER)
+
+    def draws(term: str, per_sample: bool = False) -> tuple[Tensor, Tensor]:
+        generator = step.generator(term)
+        return draw_lambda(generator, 0.5, B, per_sample).to(image), random_derangement(generator, B)
+
+    zero_3 = torch.zeros(3)
+    tau_3 = torch.stack([zero_3[0], scalars["uniclip_log_tau_IT"], zero_3[0]])
+    return (
+        reference.info_nce(image, text, scale, group_B)
+        + 0.3 * reference.siglip(image, text, scale, scalars["siglip_bias"], group_B)
+        + 0.2 * reference.alignment(image, text)
+        + 0.4 * (reference.uniformity(image, group_B) + reference.uniformity(text, group_B)) / 2
+        + 0.5 * reference.cross_uniformity(image, text, group_B)
+        + 0.25 * reference.geometric_consistency(image, text)
+        + 0.1 * reference.m2_mix(image, text, draws("m2_mix", True)[0], torch.tensor(1 / 0.07), group_B)
+        + 0.1 * reference.v_mix(image, text, *draws("v_mix"), scale, group_B)
+        + 0.2 * reference.l_mix(image, text, *draws("l_mix"), scale, group_B)
+        + 0.3 * reference.vl_mix(image, text, *draws("vl_mix"), scale, group_B)
+        + reference.mp_nce(image[None], text[None], tau_3, zero_3, group_B, "tie", "tie")
+    )
 
 
 def oracle() -> tuple[float, dict[str, Tensor]]:
-    model = tiny.model()
+    model = tiny.model(terms=TERMS)
     features = model(*tiny.batch(B, num_groups=7))
-    loss = reference.info_nce(features.image_bd, features.text_bd, features.scale, features.group_b)
+    loss = complete_reference(features.embeddings, features.scalars, features.group_b)
     loss.backward()
     return loss.item(), {name: p.grad for name, p in model.named_parameters() if p.grad is not None}
 
@@ -33,7 +74,7 @@ def through_engine(world: World, stage: int) -> tuple[float, dict[str, Tensor], 
 
     b = B // world.size
     engine = Engine(
-        tiny.model(),
+        tiny.model(terms=TERMS),
         OptimConfig(grad_clip_norm=None),
         EngineConfig(zero_stage=stage, precision="fp32"),
         world=world,
@@ -41,7 +82,7 @@ def through_engine(world: World, stage: int) -> tuple[float, dict[str, Tensor], 
         micro_batch_size=b,
     )
     rows = slice(world.rank * b, (world.rank + 1) * b)
-    loss = info_nce(engine.forward(*(part[rows] for part in tiny.batch(B, num_groups=7))))
+    loss = tiny.objective(TERMS)(engine.forward(*(part[rows] for part in tiny.batch(B, num_groups=7))), step=NUMBER).total
     engine.backward(loss)
     grads = {name: safe_get_full_grad(p).clone() for name, p in engine.module.named_parameters()}
     norm = engine.step(lr=0.0)

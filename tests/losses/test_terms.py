@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import pytest
+import torch
+from torch import Tensor
 
 from pipeline.dist import World
+from pipeline.losses import gather
 from pipeline.losses.terms import TERMS
 from tests.distributed import run_ranks
-from tests.losses.cases import CASES, GROUPS, Rows, expected, largest_error, measured
+from tests.losses.cases import CASES, GROUPS, Case, Rows, expected, largest_error, measured
 
 
 def measure_all(world: World) -> list[Rows]:
@@ -47,3 +52,35 @@ def test_the_same_call_gives_the_same_bits() -> None:
     for case in CASES:
         first, second = (measured(case, GROUPS["pairs"], 0, 1) for _ in range(2))
         assert all(first[name].equal(second[name]) for name in first)
+
+
+FAULTS: dict[str, Callable[[Tensor, Tensor, int], Tensor]] = {
+    "columns detached": lambda grad_B, right_b, size: torch.zeros_like(right_b),
+    "gradient averaged over ranks": lambda grad_B, right_b, size: right_b / size,
+    "gradient multiplied by ranks": lambda grad_B, right_b, size: right_b * size,
+    "only own columns live": lambda grad_B, right_b, size: grad_B.chunk(size)[gather.row_offset(len(right_b)) // len(right_b)],
+}
+"""Classic mistakes in the way home of the columns' gradients: from all gradients, the right answer, and the world size."""
+
+
+def measure_with_fault(world: World, fault: str) -> list[Rows]:
+    right = gather.scatter_sum
+    gather.scatter_sum = lambda grad_B: FAULTS[fault](grad_B, right(grad_B), world.size)
+    return [measured(case, GROUPS["pairs"], world.rank, world.size) for case in coupled()]
+
+
+def coupled() -> list[Case]:
+    """The cases whose rows meet other ranks' columns in the engine."""
+    local = {"alignment", "brownian_bridge", "geometric_consistency", "cyclip"}
+    return [case for case in CASES if case.term not in local]
+
+
+@pytest.mark.parametrize("fault", FAULTS)
+def test_the_comparison_catches_a_faulty_gather(fault: str) -> None:
+    """Each mistake leaves every loss right and every gradient wrong; the comparison above must see it in each term."""
+    (results, _) = run_ranks(measure_with_fault, 2, fault)
+    assert len(results) > 20
+    for case, found in zip(coupled(), results, strict=True):
+        truth = expected(case, GROUPS["pairs"])
+        assert abs(float(found["loss"] - truth["loss"])) < 1e-9, case.title
+        assert largest_error(found, truth) > 1e-4, f"{case.title} hides the fault"

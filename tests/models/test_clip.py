@@ -18,10 +18,11 @@ from tests import tiny
 
 def test_features_are_unit_rows_in_fp32_and_the_scale_is_bounded() -> None:
     features = tiny.model()(*tiny.batch(5))
-    for rows in (features.image_bd, features.text_bd):
+    for rows in features.embeddings.values():
         assert rows.shape == (5, 16) and rows.dtype == torch.float32
         torch.testing.assert_close(rows.norm(dim=1), torch.ones(5))
-    assert features.scale.shape == () and features.scale.item() == pytest.approx(1 / 0.07)
+    scale = features.scalars["scale"]
+    assert scale.shape == () and scale.item() == pytest.approx(1 / 0.07)
     assert features.group_b.tolist() == [0, 1, 2, 3, 4]
 
 
@@ -30,8 +31,8 @@ def test_a_zero_embedding_stays_finite() -> None:
     with torch.no_grad():
         model.visual.proj.zero_()
     features = model(*tiny.batch(3))
-    features.image_bd.sum().backward()
-    assert not features.image_bd.any()
+    features.embeddings["image"].sum().backward()
+    assert not features.embeddings["image"].any()
     assert all(p.grad is None or p.grad.isfinite().all() for p in model.parameters())
 
 
@@ -57,7 +58,7 @@ def gradients(**changes: Any) -> dict[str, torch.Tensor]:
     torch.manual_seed(0)
     model = clip.build(ModelConfig(inline=tiny.INLINE, **changes), ObjectiveConfig())
     features = model(*tiny.batch(4))
-    (features.image_bd * features.text_bd).sum().backward()
+    (features.embeddings["image"] * features.embeddings["text"]).sum().backward()
     # Compiled modules keep their names: compilation is in place.
     return {name: p.grad for name, p in model.named_parameters() if p.grad is not None}
 

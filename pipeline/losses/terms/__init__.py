@@ -13,9 +13,9 @@ from __future__ import annotations
 import importlib
 import pkgutil
 
-from pipeline.losses.terms.base import Scalar, Step, Term
+from pipeline.losses.terms.base import Step, Term
 
-__all__ = ["TERMS", "Scalar", "Step", "Term"]
+__all__ = ["TERMS", "Step", "Term"]
 
 
 def _find() -> dict[str, type[Term]]:

@@ -18,6 +18,7 @@ A term's loss on one rank is about the rank's own anchors; the mean over ranks i
 from __future__ import annotations
 
 import functools
+from collections.abc import Collection
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -26,17 +27,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from pipeline.features import Scalar
 from pipeline.losses import gather
 from pipeline.losses.tiles import Domain, Exponent, Part, Reduction
-
-
-@dataclass(frozen=True)
-class Scalar:
-    """A learned number that a term brings along: its start, and bounds that hold in every forward pass. Never decayed."""
-
-    init: float
-    low: float
-    high: float
 
 
 class Step:
@@ -94,6 +87,11 @@ class Term:
     name: ClassVar[str]
     needs: ClassVar[tuple[str, ...]]
     """Domains without which the term cannot be computed."""
+
+    def problem(self, domains: Collection[str]) -> str | None:
+        """Why the term cannot be computed from these domains, or None."""
+        missing = [name for name in self.needs if name not in domains]
+        return f"needs {', '.join(missing)}" if missing else None
 
     def scalars(self) -> dict[str, Scalar]:
         """Learned numbers that the model must hold for this term, by name."""

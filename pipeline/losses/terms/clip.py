@@ -9,7 +9,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from pipeline.losses.terms.base import Scalar, Step, Term, contrast, cosine, paired
+from pipeline.features import Scalar
+from pipeline.losses.terms.base import Step, Term, contrast, cosine, paired
 from pipeline.losses.tiles import AXES, Kind, Reduction
 
 

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import itertools
 import math
+from collections.abc import Collection
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
 import torch
 from torch import Tensor
 
-from pipeline.losses.terms.base import Scalar, Step, Term, contrast, cosine, paired
+from pipeline.features import Scalar
+from pipeline.losses.terms.base import Step, Term, contrast, cosine, paired
 from pipeline.losses.tiles import Axis, Exponent, Reduction
 
 Rule = Literal["own", "tie", "drop"]
@@ -33,6 +35,13 @@ class UniClip(Term):
     weights: tuple[float, float, float] = (1.0, 1.0, 1.0)
     """Of positive pairs in the domains II, IT, TT (mp_nce only)."""
     init_temperature: float = 0.07
+
+    def problem(self, domains: Collection[str]) -> str | None:
+        """A domain without positive pairs would learn to switch its negatives off, so "own" needs a second view or text."""
+        for setting, rule, name in (("image_image", self.image_image, "image_2"), ("text_text", self.text_text, "text_2")):
+            if rule == "own" and name not in domains:
+                return f"{setting}: own needs {name}; use tie or drop"
+        return super().problem(domains)
 
     def scalars(self) -> dict[str, Scalar]:
         """Temperatures within [0.01, 1], offsets within [-1, 1]; that of IT is 0, since one of the three is redundant."""
