@@ -111,7 +111,7 @@ def _training(overrides: Sequence[str]) -> list[str]:
 def _train_and_kill(cfg: RunConfig, overrides: Sequence[str]) -> dict[int, float]:
     """Train until past the half and past a checkpoint, then kill every process; returns the losses that were lost."""
     every = cfg.checkpoint.every_steps
-    kill_at = cfg.train.steps // 2 // every * every + cfg.log.every_steps
+    kill_at = cfg.train.steps // 2 // every * every + 4 * cfg.log.every_steps
     process = subprocess.Popen([sys.executable, *_training(overrides)], env=_environment())
     try:
         last, since = -1, time.monotonic()
