@@ -45,20 +45,16 @@ def main() -> None:
     print("# How exact the losses are\n")
     print("Made by `python benchmarks/exactness.py > docs/exactness.md`.\n")
     print("## Each term against its reference, float64\n")
-    print(
-        "Largest absolute error of the loss and of every gradient (embeddings, temperatures, offsets, biases), over batches with"
-    )
-    print("distinct samples, pairs of equal ones, groups that span ranks, and a single group.\n")
+    print("Largest absolute error of the loss and of every gradient (embeddings, temperatures, offsets, biases), over batches")
+    print("with distinct samples, pairs of equal ones, groups that span ranks, and a single group.\n")
     print("| term | " + " | ".join(f"{size} rank{'s' * (size > 1)}" for size in WORLDS) + " |")
     print("|---|" + "---|" * len(WORLDS))
     by_world = [[max(errors) for errors in zip(*run_ranks(term_errors, size), strict=True)] for size in WORLDS]
     for case, row in zip(CASES, zip(*by_world, strict=True), strict=True):
         print(f"| {case.title} | " + " | ".join(f"{error:.0e}" for error in row) + " |")
     print("\n## The complete objective through DeepSpeed, float32\n")
-    print(
-        f"{len(test_oracle.TERMS)} terms at once: {', '.join(test_oracle.TERMS)}. Largest relative error of the loss and of every"
-    )
-    print("parameter's gradient (both towers, temperature, bias) against one process on the whole batch.\n")
+    print(f"{len(test_oracle.TERMS)} terms at once: {', '.join(test_oracle.TERMS)}. Largest relative error of the loss")
+    print("and of every parameter's gradient (both towers, temperature, bias) against one process on the whole batch.\n")
     print("| ZeRO stage | " + " | ".join(f"{size} rank{'s' * (size > 1)}" for size in WORLDS[:3]) + " |")
     print("|---|" + "---|" * 3)
     for stage in STAGES:

@@ -55,9 +55,8 @@ def main() -> None:
     ):
         for name in (peer, ours):
             row = best[name]
-            print(
-                f"{name:34} {row['ms']:8.0f} {row['mb']:8.0f} {best[peer]['ms'] / row['ms']:6.2f}x {best[peer]['mb'] / row['mb']:6.1f}x"
-            )
+            ratios = f"{best[peer]['ms'] / row['ms']:6.2f}x {best[peer]['mb'] / row['mb']:6.1f}x"
+            print(f"{name:34} {row['ms']:8.0f} {row['mb']:8.0f} {ratios}")
 
 
 def _in_child(name: str, args: argparse.Namespace) -> dict[str, float]:

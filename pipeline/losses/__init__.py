@@ -2,7 +2,8 @@
 
     reference/     THE SPEC: plain formulas on the whole batch, one file per paper
     gather.py      the differentiable collectives
-    tiles.py       the tile engine: sums over negatives, for all terms at once
+    reductions.py  the words in which a term says what it wants to have summed over negatives
+    tiles.py       the tile engine, which computes that for all terms at once
     terms/         the terms, one file per family; each says what it wants from the engine and what it makes of it
     objective.py   Objective: the weighted sum of the terms that a run asks for
 

@@ -29,56 +29,17 @@ Shapes: b local rows, B global, d width; r x c one tile.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from pipeline.losses import gather
-
-Kind = Literal["logsumexp", "softplus", "sum"]
-Axis = Literal["columns", "rows"]
-"""What is summed over: "columns" gives a value per row anchor, "rows" a value per column anchor."""
-AXES: tuple[Axis, Axis] = ("columns", "rows")
+from pipeline.losses.reductions import Axis, Domain, Exponent, Plan, Reduction, plan_of
 
 RAW_LIMIT = 40.0
 """Exponents this small need no maximum subtracted: exp(40) summed over 1e9 columns is far below fp32's largest number."""
-
-
-@dataclass(frozen=True)
-class Domain:
-    """One kind of embedding: this rank's rows, and the group ids that its negatives must not share."""
-
-    rows_bd: Tensor
-    group_bG: Tensor
-    """int64 [b, G]: one group each, or two for a mixture of two samples."""
-
-
-@dataclass(frozen=True, eq=False)
-class Part:
-    """``coefficient * <row_i, column_j>``; the coefficient is 0-dim, [b, 1] (by row) or [1, B] (by column)."""
-
-    row: str
-    column: str
-    coefficient: Tensor
-
-
-@dataclass(frozen=True, eq=False)
-class Exponent:
-    """A sum of parts plus a 0-dim offset. All parts share the groups of the first part's domains."""
-
-    parts: tuple[Part, ...]
-    offset: Tensor | None = None
-
-
-@dataclass(frozen=True, eq=False)
-class Reduction:
-    """One value per anchor, over one or more exponents: a logsumexp over several is one over all their negatives together."""
-
-    kind: Kind
-    over: tuple[tuple[Exponent, Axis], ...]
 
 
 def reduce_tiles(
@@ -96,64 +57,48 @@ def reduce_tiles(
         tile: rows and columns of a tile; changes memory and speed, and results by rounding only.
         gather_dtype: what embeddings travel in; None keeps their own. Gradients return in full precision.
     """
-    plan = _plan(reductions)
+    plan = plan_of(reductions)
     tensors = [domains[name].rows_bd for name in plan.names]
     values: tuple[Tensor, ...] = _Tiles.apply(plan, domains, tile, gather_dtype, *tensors, *plan.scalars)
     return list(values)
 
 
-@dataclass(eq=False)
-class _Plan:
-    """The reductions, indexed: every tensor that needs a gradient has a place in a flat list."""
-
-    reductions: list[Reduction]
-    names: list[str] = field(default_factory=list)
-    columns: list[str] = field(default_factory=list)
-    exponents: list[Exponent] = field(default_factory=list)
-    scalars: list[Tensor] = field(default_factory=list)
-    """Coefficients and offsets, in the order in which the exponents list them."""
-
-
-def _plan(reductions: Sequence[Reduction]) -> _Plan:
-    plan = _Plan(list(reductions))
-    for exponent, _ in (use for reduction in reductions for use in reduction.over):
-        if exponent in plan.exponents:
-            continue
-        plan.exponents.append(exponent)
-        for part in exponent.parts:
-            plan.names = list(dict.fromkeys([*plan.names, part.row, part.column]))
-            plan.columns = list(dict.fromkeys([*plan.columns, part.column]))
-            plan.scalars.append(part.coefficient)
-        if exponent.offset is not None:
-            plan.scalars.append(exponent.offset)
-    return plan
-
-
 class _Columns:
     """All ranks' rows of the domains that serve as columns, and their groups; one collective for the embeddings."""
 
-    def __init__(self, plan: _Plan, domains: dict[str, Domain], dtype: torch.dtype | None) -> None:
+    def __init__(self, plan: Plan, domains: dict[str, Domain], dtype: torch.dtype | None) -> None:
         local_bKd = torch.stack([domains[name].rows_bd for name in plan.columns], dim=1)
         gathered_BKd = gather.gather_rows(local_bKd.to(dtype or local_bKd.dtype)).to(local_bKd.dtype)
         self.rows = {name: gathered_BKd[:, k].contiguous() for k, name in enumerate(plan.columns)}
-        self.groups = {name: gather.gather_ids(domains[name].group_bG) for name in plan.columns}
         self.count = len(gathered_BKd)
+        # Group ids are 63-bit hashes; their places among the sorted ones compare several times faster.
+        ids = {name: gather.gather_ids(domains[name].group_bG) for name in plan.columns}
+        known = torch.unique(torch.cat([ids_BG.flatten() for ids_BG in ids.values()]))
+        self.groups = {name: torch.searchsorted(known, ids_BG).int() for name, ids_BG in ids.items()}
+        own = {name: domains[name].group_bG for name in plan.names}
+        self.row_groups = {name: _places(known, ids_bG) for name, ids_bG in own.items()}
+
+
+def _places(known: Tensor, ids: Tensor) -> Tensor:
+    """Place of each id among the sorted ``known`` ones; -1 for an id that is not there."""
+    place = torch.searchsorted(known, ids).clamp_max(len(known) - 1)
+    return place.masked_fill(known[place] != ids, -1).int()
 
 
 class _Tiles(torch.autograd.Function):
     @staticmethod
-    def forward(
-        ctx: Any, plan: _Plan, domains: dict[str, Domain], tile: int, dtype: Any, *inputs: Tensor
-    ) -> tuple[Tensor, ...]:
+    def forward(ctx: Any, plan: Plan, domains: dict[str, Domain], tile: int, dtype: Any, *inputs: Tensor) -> tuple[Tensor, ...]:
         columns = _Columns(plan, domains, dtype)
         raw = [_bound(exponent) <= RAW_LIMIT for exponent in plan.exponents]
+        scratch = _Scratch(inputs[0], tile)
+        plain = [raw[k] and plan.only_logsumexp(exponent) for k, exponent in enumerate(plan.exponents)]
         sums = [_Running(reduction, len(inputs[0]), columns.count, inputs[0]) for reduction in plan.reductions]
         for rows_r, columns_c in _tiles(len(inputs[0]), columns.count, tile):
-            view = _View(plan, domains, columns, rows_r, columns_c)
+            view = _View(domains, columns, scratch, rows_r, columns_c)
             for k, exponent in enumerate(plan.exponents):
                 e_rc = view.exponent(exponent)
                 same_rc = view.same_group(exponent)
-                terms = _Terms(e_rc, same_rc, raw[k])
+                terms = _Terms(e_rc, same_rc, raw[k], overwrite=plain[k])
                 for running in sums:
                     for used, axis in running.reduction.over:
                         if used is exponent:
@@ -175,9 +120,10 @@ class _Tiles(torch.autograd.Function):
         ]
         row_grads = {name: torch.zeros_like(domains[name].rows_bd) for name in plan.names}
         column_grads = {name: torch.zeros_like(columns.rows[name]) for name in plan.columns}
+        scratch = _Scratch(values[0], ctx.tile)
         scalar_grads = [torch.zeros_like(scalar) for scalar in plan.scalars]
         for rows_r, columns_c in _tiles(len(values[0]), columns.count, ctx.tile):
-            view = _View(plan, domains, columns, rows_r, columns_c)
+            view = _View(domains, columns, scratch, rows_r, columns_c)
             place = 0
             for k, exponent in enumerate(plan.exponents):
                 weight_rc = _weights(view, exponent, anchors, ctx.raw[k])
@@ -211,45 +157,64 @@ def _cut(coefficient: Tensor, rows_r: slice, columns_c: slice) -> Tensor:
     return coefficient[rows_r] if coefficient.shape[1] == 1 else coefficient[:, columns_c]
 
 
+class _Scratch:
+    """Memory of one tile's size for each purpose, reused from tile to tile: allocating it anew costs as much as filling it."""
+
+    def __init__(self, like: Tensor, tile: int) -> None:
+        self._like, self._size, self._buffers = like, tile * tile, dict[object, Tensor]()
+
+    def take(self, purpose: object, r: int, c: int) -> Tensor:
+        """A contiguous [r, c] tensor with whatever it held before."""
+        if purpose not in self._buffers:
+            self._buffers[purpose] = self._like.new_empty(self._size)
+        return self._buffers[purpose][: r * c].view(r, c)
+
+
 class _View:
     """One tile: its cosines by pair of domains, computed when first asked for, and the gradients of those cosines."""
 
-    def __init__(self, plan: _Plan, domains: dict[str, Domain], columns: _Columns, rows_r: slice, columns_c: slice) -> None:
-        self.domains, self.columns, self.rows_r, self.columns_c = domains, columns, rows_r, columns_c
+    def __init__(
+        self, domains: dict[str, Domain], columns: _Columns, scratch: _Scratch, rows_r: slice, columns_c: slice
+    ) -> None:
+        self.domains, self.columns, self.scratch, self.rows_r, self.columns_c = domains, columns, scratch, rows_r, columns_c
         self.cosines: dict[tuple[str, str], Tensor] = {}
         self.cosine_grads: dict[tuple[str, str], Tensor] = {}
-        self.masks: dict[tuple[str, str], Tensor] = {}
+        self.masks: dict[tuple[str, str], Tensor | None] = {}
 
     def cosine(self, row: str, column: str) -> Tensor:
         """<row_i, column_j> [r, c]."""
         if (row, column) not in self.cosines:
             rows_rd, columns_cd = self.domains[row].rows_bd[self.rows_r], self.columns.rows[column][self.columns_c]
-            self.cosines[row, column] = rows_rd @ columns_cd.T
+            buffer = self.scratch.take((row, column), len(rows_rd), len(columns_cd))
+            self.cosines[row, column] = torch.mm(rows_rd, columns_cd.T, out=buffer)
         return self.cosines[row, column]
 
     def exponent(self, exponent: Exponent) -> Tensor:
         """The exponents [r, c], unmasked."""
         first, *others = exponent.parts
-        e_rc = self.cosine(first.row, first.column) * _cut(first.coefficient.detach(), self.rows_r, self.columns_c)
+        cosine_rc = self.cosine(first.row, first.column)
+        e_rc = self.scratch.take(exponent, *cosine_rc.shape)
+        torch.mul(cosine_rc, _cut(first.coefficient.detach(), self.rows_r, self.columns_c), out=e_rc)
         for part in others:
             e_rc.addcmul_(self.cosine(part.row, part.column), _cut(part.coefficient.detach(), self.rows_r, self.columns_c))
         return e_rc if exponent.offset is None else e_rc.add_(exponent.offset.detach())
 
-    def same_group(self, exponent: Exponent) -> Tensor:
-        """Which entries are no negatives: bool [r, c]."""
+    def same_group(self, exponent: Exponent) -> Tensor | None:
+        """Which entries are no negatives: bool [r, c]; None where all are (known on the CPU, where looking costs nothing)."""
         key = exponent.parts[0].row, exponent.parts[0].column
         if key not in self.masks:
-            row_rG, column_cG = self.domains[key[0]].group_bG[self.rows_r], self.columns.groups[key[1]][self.columns_c]
+            row_rG, column_cG = self.columns.row_groups[key[0]][self.rows_r], self.columns.groups[key[1]][self.columns_c]
             same_rc = row_rG[:, :1] == column_cG[:, 0]
             for g in range(row_rG.shape[1]):
                 for h in range(column_cG.shape[1]):
                     if g or h:
                         same_rc |= row_rG[:, g : g + 1] == column_cG[:, h]
-            self.masks[key] = same_rc
+            self.masks[key] = same_rc if same_rc.is_cuda or same_rc.any() else None
         return self.masks[key]
 
     def pull(self, exponent: Exponent, weight_rc: Tensor, scalar_grads: list[Tensor], place: int) -> int:
         """Add dL/de to the gradients of the exponent's cosines, coefficients and offset; the place of the next exponent."""
+        last = None if exponent.offset is not None else exponent.parts[-1]
         for part in exponent.parts:
             coefficient, grad = part.coefficient, scalar_grads[place]
             cosine_rc = self.cosine(part.row, part.column)
@@ -260,7 +225,9 @@ class _View:
                     grad[self.rows_r] += (weight_rc * cosine_rc).sum(dim=1, keepdim=True)
                 else:
                     grad[:, self.columns_c] += (weight_rc * cosine_rc).sum(dim=0, keepdim=True)
-            scaled_rc = weight_rc * _cut(coefficient.detach(), self.rows_r, self.columns_c)
+            share = _cut(coefficient.detach(), self.rows_r, self.columns_c)
+            # The last part may overwrite the weights: nobody reads them after it.
+            scaled_rc = weight_rc.mul_(share) if part is last else weight_rc * share
             key = part.row, part.column
             self.cosine_grads[key] = self.cosine_grads[key].add_(scaled_rc) if key in self.cosine_grads else scaled_rc
             place += 1
@@ -279,19 +246,24 @@ class _View:
 class _Terms:
     """The exponents of a tile, and what their reductions share: the masked values, and their plain exponentials."""
 
-    def __init__(self, e_rc: Tensor, same_rc: Tensor, raw: bool) -> None:
-        self.e_rc, self.same_rc, self.raw = e_rc, same_rc, raw
+    def __init__(self, e_rc: Tensor, same_rc: Tensor | None, raw: bool, overwrite: bool) -> None:
+        self.e_rc, self.same_rc, self.raw, self._overwrite = e_rc, same_rc, raw, overwrite
         self._exp: Tensor | None = None
 
     def exp(self) -> Tensor:
         """exp(e) with 0 in place of what is no negative; for exponents within RAW_LIMIT."""
         if self._exp is None:
-            self._exp = self.e_rc.exp().masked_fill_(self.same_rc, 0.0)
+            self._exp = _fill(self.e_rc.exp_() if self._overwrite else self.e_rc.exp(), self.same_rc, 0.0)
         return self._exp
 
     def masked(self, value: float) -> Tensor:
         """Exponents with ``value`` in place of what is no negative."""
-        return self.e_rc.masked_fill(self.same_rc, value)
+        return self.e_rc if self.same_rc is None else self.e_rc.masked_fill(self.same_rc, value)
+
+
+def _fill(values_rc: Tensor, same_rc: Tensor | None, value: float) -> Tensor:
+    """In place: ``value`` where there is no negative."""
+    return values_rc if same_rc is None else values_rc.masked_fill_(same_rc, value)
 
 
 class _Running:
@@ -365,7 +337,7 @@ class _Anchors:
 def _weights(view: _View, exponent: Exponent, anchors: list[_Anchors], raw: bool) -> Tensor:
     """dL/de of one exponent in one tile, from every reduction of it; 0 where there is no negative."""
     e_rc = view.exponent(exponent)
-    factor: Tensor | float = 0.0  # what multiplies exp(e) itself, shared by both directions
+    factor: Tensor | None = None  # what multiplies exp(e) itself, shared by both directions
     weight_rc: Tensor | None = None
     for anchor in anchors:
         for used, axis in anchor.reduction.over:
@@ -374,17 +346,19 @@ def _weights(view: _View, exponent: Exponent, anchors: list[_Anchors], raw: bool
             dim, at = (1, view.rows_r) if axis == "columns" else (0, view.columns_c)
             grad, value = (both[axis][at].unsqueeze(dim) for both in (anchor.grads, anchor.values))
             if anchor.reduction.kind == "logsumexp" and raw:
-                factor = factor + grad * torch.exp(-value)
+                share = grad * torch.exp(-value)
+                both = view.scratch.take("factor", *e_rc.shape)
+                factor = share if factor is None else torch.add(factor, share, out=both)
                 continue
             if anchor.reduction.kind == "logsumexp":
                 share_rc = (e_rc - value).exp_().mul_(grad)
             elif anchor.reduction.kind == "softplus":
                 share_rc = e_rc.sigmoid().mul_(grad)
             else:
-                share_rc = grad.expand_as(e_rc)
-            weight_rc = share_rc if weight_rc is None else weight_rc + share_rc
-    if isinstance(factor, Tensor):
-        shared_rc = e_rc.exp().mul_(factor)
-        weight_rc = shared_rc if weight_rc is None else weight_rc + shared_rc
+                share_rc = grad.expand_as(e_rc).clone()
+            weight_rc = share_rc if weight_rc is None else weight_rc.add_(share_rc)
+    if factor is not None:
+        shared_rc = e_rc.exp_().mul_(factor)  # the exponents themselves are not needed any more
+        weight_rc = shared_rc if weight_rc is None else weight_rc.add_(shared_rc)
     assert weight_rc is not None, "an exponent that no reduction uses"
-    return weight_rc.masked_fill(view.same_group(exponent), 0.0)
+    return _fill(weight_rc, view.same_group(exponent), 0.0)

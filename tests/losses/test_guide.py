@@ -18,7 +18,7 @@ from typing import ClassVar
 import torch
 from pipeline.losses.reference.masks import apart, masked_logsumexp
 from pipeline.losses.terms.base import Term, cosine, paired
-from pipeline.losses.tiles import AXES, Reduction
+from pipeline.losses.reductions import AXES, Reduction
 from tests.losses.cases import VIEWS, Case
 """
 

@@ -29,7 +29,7 @@ from torch import Tensor
 
 from pipeline.features import Scalar
 from pipeline.losses import gather
-from pipeline.losses.tiles import Domain, Exponent, Part, Reduction
+from pipeline.losses.reductions import Domain, Exponent, Part, Reduction
 
 
 class Step:

@@ -10,8 +10,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from pipeline.features import Scalar
+from pipeline.losses.reductions import AXES, Kind, Reduction
 from pipeline.losses.terms.base import Step, Term, contrast, cosine, paired
-from pipeline.losses.tiles import AXES, Kind, Reduction
 
 
 @dataclass(frozen=True)

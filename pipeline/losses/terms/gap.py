@@ -7,8 +7,8 @@ from typing import ClassVar
 
 from torch import Tensor
 
+from pipeline.losses.reductions import Reduction
 from pipeline.losses.terms.base import Step, Term, cosine, global_log_mean_exp
-from pipeline.losses.tiles import Reduction
 
 
 def potential(step: Step, row: str, column: str, t: float) -> Reduction:

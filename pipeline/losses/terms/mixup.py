@@ -14,9 +14,9 @@ import torch
 from torch import Tensor
 
 from pipeline.losses import gather
+from pipeline.losses.reductions import AXES, Domain, Exponent, Part, Reduction
 from pipeline.losses.reference.mixup import draw_lambda, random_derangement, slerp, slerp_weights
 from pipeline.losses.terms.base import Step, Term, contrast, paired
-from pipeline.losses.tiles import AXES, Domain, Exponent, Part, Reduction
 
 
 @dataclass(frozen=True)

@@ -14,9 +14,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from pipeline.losses import gather
+from pipeline.losses.reductions import Reduction
 from pipeline.losses.terms.base import Step, Term, contrast, cosine, global_log_mean_exp, paired
 from pipeline.losses.terms.gap import potential
-from pipeline.losses.tiles import Reduction
 
 REFERENCE_BATCH = 128.0
 """The batch at which the published consistency weights hold; the terms are as strong at every other one."""

@@ -12,8 +12,8 @@ import torch
 from torch import Tensor
 
 from pipeline.features import Scalar
+from pipeline.losses.reductions import Axis, Exponent, Reduction
 from pipeline.losses.terms.base import Step, Term, contrast, cosine, paired
-from pipeline.losses.tiles import Axis, Exponent, Reduction
 
 Rule = Literal["own", "tie", "drop"]
 DOMAINS = ("II", "IT", "TT")
