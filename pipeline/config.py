@@ -147,6 +147,9 @@ class TrainConfig:
     """Optimizer steps of the whole run."""
     global_batch_size: int
     """Pairs per step over all ranks; the batch per rank is derived and must divide evenly."""
+    micro_batches: int = 1
+    """Forward passes per step and rank. More take less memory for activations and one more forward pass of the towers;
+    negatives stay those of the whole batch, so loss and gradients do not change."""
 
 
 @dataclass(frozen=True)
@@ -226,20 +229,22 @@ def dump(cfg: RunConfig) -> str:
     return strict.to_yaml(cfg)
 
 
-def micro_batch_size(global_batch_size: int, world_size: int) -> int:
-    """Pairs per rank and step.
+def micro_batch_size(global_batch_size: int, world_size: int, micro_batches: int = 1) -> int:
+    """Pairs per rank and forward pass.
 
     Raises:
         ConfigError: when the global batch does not divide evenly, naming the nearest sizes that do.
     """
-    if global_batch_size % world_size:
-        below = global_batch_size // world_size * world_size
-        nearest = ", ".join(str(size) for size in (below, below + world_size) if size)
+    parts = world_size * micro_batches
+    if global_batch_size % parts:
+        below = global_batch_size // parts * parts
+        nearest = ", ".join(str(size) for size in (below, below + parts) if size)
+        over = f"{world_size} ranks" + (f" in {micro_batches} micro-batches each" if micro_batches > 1 else "")
         raise ConfigError(
-            f"train.global_batch_size = {global_batch_size} does not divide over {world_size} ranks "
-            f"(remainder {global_batch_size % world_size}); use one of: {nearest}"
+            f"train.global_batch_size = {global_batch_size} does not divide over {over} "
+            f"(remainder {global_batch_size % parts}); use one of: {nearest}"
         )
-    return global_batch_size // world_size
+    return global_batch_size // parts
 
 
 _RANGES: dict[str, tuple[float, float]] = {
@@ -269,6 +274,7 @@ _RANGES: dict[str, tuple[float, float]] = {
     "engine.collective_timeout_seconds": (1, math.inf),
     "train.steps": (1, math.inf),
     "train.global_batch_size": (2, math.inf),
+    "train.micro_batches": (1, math.inf),
     "checkpoint.every_steps": (0, math.inf),
     "checkpoint.keep_last": (0, math.inf),
     "eval.batch_size_per_rank": (1, math.inf),

@@ -71,6 +71,7 @@ def train(cfg: RunConfig, world: World) -> None:
     from pipeline.data.drops import DropBudget
     from pipeline.data.loader import train_batches
     from pipeline.engine.engine import Engine
+    from pipeline.engine.micro_batches import MicroBatches
     from pipeline.eval.evaluate import evaluate_checkpoint
     from pipeline.losses import Objective
     from pipeline.losses.objective import gradient_norms
@@ -80,13 +81,22 @@ def train(cfg: RunConfig, world: World) -> None:
     device = dist.pick_device(world.local_rank)
     logger = logs.get_logger(world)
     logger.info(world.table())
-    micro_batch_size = config.micro_batch_size(cfg.train.global_batch_size, world.size)
+    micro_batch_size = config.micro_batch_size(cfg.train.global_batch_size, world.size, cfg.train.micro_batches)
     dist.init(world, device, cfg.engine.collective_timeout_seconds)
     torch.manual_seed(cfg.seed)  # the same initial weights on every rank
     objective = Objective(cfg.objective, seed=cfg.seed, total_steps=cfg.train.steps)
     objective.check(clip.DOMAINS)
     model = clip.build(cfg.model, cfg.objective, objective.scalars())
-    engine = Engine(model, cfg.optim, cfg.engine, world=world, device=device, micro_batch_size=micro_batch_size)
+    engine = Engine(
+        model,
+        cfg.optim,
+        cfg.engine,
+        world=world,
+        device=device,
+        micro_batch_size=micro_batch_size,
+        micro_batches=cfg.train.micro_batches,
+    )
+    micro = MicroBatches(engine, cfg.train.micro_batches)
     logger.info("device %s, %s (%s), ZeRO stage %d", device, engine.precision, engine.precision_reason, cfg.engine.zero_stage)
 
     settings = checkpoint.pinned_settings(cfg, world, engine.precision)
@@ -112,16 +122,16 @@ def train(cfg: RunConfig, world: World) -> None:
     engine.train()
     for batch in pace.waiting_for(batches):
         step = state.step
-        torch.manual_seed(cfg.seed * 1_000_003 + step * 1009 + world.rank)  # dropout is a function of the step
         batch = batch.to(device)
         image_BCHW = normalise(batch.image_BCHW, cfg.model.image_mean, cfg.model.image_std)
-        features = engine.forward(image_BCHW, batch.tokens_BL, batch.group_B)
+        seed = step_seed(cfg.seed, step, world.rank)
+        features = micro.forward(image_BCHW, batch.tokens_BL, batch.group_B, seed=seed)
         losses = objective(features, step=step, epoch=batch.epoch)
         mean_loss = dist.all_reduce_mean(losses.total.detach())
         check_finite(mean_loss, "loss", step)
         logged = is_time(step + 1, every=cfg.log.every_steps, total_steps=cfg.train.steps)
         term_norms = gradient_norms(losses, features) if logged and cfg.log.term_gradients else {}
-        engine.backward(losses.total)
+        micro.backward(losses.total)
         lr = learning_rate(cfg, step)
         grad_norm = engine.step(lr)
 
@@ -157,6 +167,13 @@ def train(cfg: RunConfig, world: World) -> None:
     log.close()
     logger.info("done: %d steps, %d pairs, in %s", state.step, state.samples, cfg.run_dir)
     dist.shutdown()
+
+
+def step_seed(seed: int, step: int, rank: int) -> int:
+    """What torch's generator starts a step from; different for every seed, step, and rank."""
+    import numpy as np
+
+    return int(np.random.SeedSequence([seed, step, rank]).generate_state(1, np.uint64)[0])
 
 
 def learning_rate(cfg: RunConfig, step: int) -> float:

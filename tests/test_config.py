@@ -147,6 +147,9 @@ def test_the_batch_per_rank_is_derived_and_must_divide_evenly() -> None:
     assert config.micro_batch_size(12, 3) == 4
     with pytest.raises(ConfigError, match=r"= 10 does not divide over 4 ranks \(remainder 2\); use one of: 8, 12"):
         config.micro_batch_size(10, 4)
+    assert config.micro_batch_size(24, 3, 4) == 2
+    with pytest.raises(ConfigError, match=r"= 12 does not divide over 3 ranks in 3 micro-batches each.*use one of: 9, 18"):
+        config.micro_batch_size(12, 3, 3)
     with pytest.raises(ConfigError, match="use one of: 4$"):
         config.micro_batch_size(3, 4)
 

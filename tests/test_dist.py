@@ -53,7 +53,7 @@ def test_a_batch_script_is_not_a_step() -> None:
 @pytest.mark.parametrize(
     ("env", "message"),
     [
-        ({**SRUN, "WORLD_SIZE": "1"}, r"srun says world size 4, but WORLD_SIZE = 1 is exported as well.*unset RANK"),
+        ({**SRUN, "WORLD_SIZE": "1"}, r"srun says world size 4, but WORLD_SIZE = 1 is exported too.*unset RANK"),
         ({**SRUN, "RANK": "0"}, "srun says rank 3, but RANK = 0"),
         ({"WORLD_SIZE": "2"}, "RANK is not set"),
         ({"RANK": "0", "WORLD_SIZE": "two"}, "WORLD_SIZE = 'two' is not a number"),

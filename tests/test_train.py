@@ -60,6 +60,31 @@ def test_the_loss_sequence_does_not_depend_on_world_size_or_workers(tmp_path: Pa
         assert other == pytest.approx(sequences[0], abs=1e-5)
 
 
+def test_micro_batches_and_logged_term_gradients_change_no_loss(tmp_path: Path) -> None:
+    write_shards(tmp_path / "shards")
+    terms = {"clip": {}, "uniformity": {"weight": 0.1}, "siglip": {"weight": 0.1}}
+    common = {"objective__terms": terms, "model__patch_dropout": 0.0, "optim__lr": 1e-3, "train__steps": 5}
+    plain = run_config(tmp_path, name="plain", **common)
+    parts = run_config(tmp_path, name="parts", train__micro_batches=3, log__term_gradients=True, engine__zero_stage=2, **common)
+    run_ranks(run, 2, plain)
+    run_ranks(run, 2, parts)
+    assert list(losses(parts).values()) == pytest.approx(list(losses(plain).values()), abs=1e-5)
+    record = logs.read_metrics(parts.run_dir / logs.METRICS)[-1]
+    assert record["grad_norm/clip"] > 0 and record["weight/siglip"] == 0.1 and record["siglip_bias"] < 0
+    assert record["loss"] == pytest.approx(sum(record[f"weight/{name}"] * record[f"loss/{name}"] for name in terms), rel=1e-5)
+
+
+def test_logging_term_gradients_without_micro_batches_changes_no_loss(tmp_path: Path) -> None:
+    write_shards(tmp_path / "shards")
+    common = {"objective__terms": {"clip": {}, "uniformity": {"weight": 0.1}}, "train__steps": 5}
+    for stage in (1, 3):
+        quiet = run_config(tmp_path, name=f"quiet{stage}", engine__zero_stage=stage, **common)
+        logged = run_config(tmp_path, name=f"logged{stage}", engine__zero_stage=stage, log__term_gradients=True, **common)
+        run_ranks(run, 2, quiet)
+        run_ranks(run, 2, logged)
+        assert losses(logged) == losses(quiet)
+
+
 def test_a_run_that_is_started_again_continues_and_its_log_stays_monotone(tmp_path: Path) -> None:
     write_shards(tmp_path / "shards")
     cfg = run_config(tmp_path)

@@ -19,7 +19,7 @@ ResolvedPrecision = Literal["bf16", "fp16", "fp32"]
 _DERIVED = {
     "train_batch_size": "train.global_batch_size",
     "train_micro_batch_size_per_gpu": "train.global_batch_size",
-    "gradient_accumulation_steps": "train.global_batch_size",
+    "gradient_accumulation_steps": "train.micro_batches",
     "gradient_clipping": "optim.grad_clip_norm",
     "bf16": "engine.precision",
     "fp16": "engine.precision",
@@ -68,11 +68,13 @@ def ds_config(
     world_size: int,
     precision: ResolvedPrecision,
     device_type: str,
+    micro_batches: int = 1,
 ) -> dict[str, Any]:
     """The dictionary for ``deepspeed.initialize``.
 
     Args:
-        micro_batch_size: pairs per rank and step.
+        micro_batch_size: pairs per rank and forward pass.
+        micro_batches: forward and backward passes per step.
         precision: from ``resolve_precision``.
 
     Raises:
@@ -88,9 +90,9 @@ def ds_config(
     if "stage" in zero:
         raise ConfigError("engine.deepspeed.zero_optimization.stage is derived from engine.zero_stage; set that instead")
     config: dict[str, Any] = {
-        "train_batch_size": micro_batch_size * world_size,
+        "train_batch_size": micro_batch_size * micro_batches * world_size,
         "train_micro_batch_size_per_gpu": micro_batch_size,
-        "gradient_accumulation_steps": 1,
+        "gradient_accumulation_steps": micro_batches,
         "gradient_clipping": optim.grad_clip_norm or 0.0,
         "steps_per_print": 2**31 - 1,  # the run logs for itself
         "zero_optimization": {

@@ -50,6 +50,7 @@ class Engine:
         world: World,
         device: torch.device,
         micro_batch_size: int,
+        micro_batches: int = 1,
     ) -> None:
         """Initialise DeepSpeed; every rank, together. The process group exists already.
 
@@ -63,6 +64,7 @@ class Engine:
             engine,
             optim,
             micro_batch_size=micro_batch_size,
+            micro_batches=micro_batches,
             world_size=world.size,
             precision=self.precision,
             device_type=device.type,
@@ -98,9 +100,14 @@ class Engine:
         features: Features = self._ds(image_bCHW, tokens_bL, group_b)
         return features
 
-    def backward(self, loss: Tensor) -> None:
-        """Back-propagate this rank's share of the loss; gradients are averaged over ranks."""
-        self._ds.backward(loss)
+    def backward(self, loss: Tensor, *, last: bool = True) -> None:
+        """Back-propagate this rank's share of the loss, or one micro-batch's part of it.
+
+        Gradients are averaged over ranks; the parts of a step add up, and ``step`` follows the last one.
+        """
+        self._ds.backward(loss, scale_wrt_gas=False)
+        if not last:
+            self._ds.step()  # counts the micro-batch; moves nothing
 
     def step(self, lr: float) -> float:
         """Clip, update the weights with learning rate ``lr``, clear gradients.
