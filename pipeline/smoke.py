@@ -55,7 +55,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     shutil.rmtree(cfg.run_dir, ignore_errors=True)
 
     _say("1/5  bundled images -> shards")
-    _run("-m", "data_prep", "build", "recipe:emoji", str(shards))
+    _run("-m", "data_prep", "build", "recipe:emoji", str(shards), "--force")
     _say("2/5  training, to be killed half-way")
     lost = _train_and_kill(cfg, overrides)
     _say("3/5  training, resumed")

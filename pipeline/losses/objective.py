@@ -84,7 +84,7 @@ class Objective:
         Raises:
             NumericsError: on every rank, if local batches differ in size (checked in the first step).
         """
-        self._check_equal_batches(len(features.group_b))
+        self._check_equal_batches(features.group_b)
         at = Step(features.embeddings, features.scalars, features.group_b, seed=self._seed, number=step)
         weights = {
             term.name: weight_at(step, cfg=weight, epoch=epoch, total_steps=self._total_steps) for term, weight in self._terms
@@ -100,9 +100,10 @@ class Objective:
         total = torch.stack([weights[name] * loss for name, loss in losses.items()]).sum()
         return Losses(total, losses, weights)
 
-    def _check_equal_batches(self, local: int) -> None:
+    def _check_equal_batches(self, group_b: Tensor) -> None:
         if not self._checked:
-            most, least = gather.reduce_max(torch.tensor([local, -local])).tolist()
+            local = len(group_b)
+            most, least = gather.reduce_max(group_b.new_tensor([local, -local])).tolist()
             if most != -least:
                 raise NumericsError(f"ranks hold between {-least} and {most} samples; every rank needs equally many")
             self._checked = True

@@ -17,6 +17,7 @@ A term's loss on one rank is about the rank's own anchors; the mean over ranks i
 
 from __future__ import annotations
 
+import abc
 import functools
 from collections.abc import Collection
 from dataclasses import dataclass
@@ -81,7 +82,7 @@ class Step:
 
 
 @dataclass(frozen=True)
-class Term:
+class Term(abc.ABC):
     """Base of all terms."""
 
     name: ClassVar[str]
@@ -101,9 +102,9 @@ class Term:
         """What the tile engine computes over negatives."""
         return []
 
+    @abc.abstractmethod
     def loss(self, step: Step, values: list[Tensor]) -> Tensor:
         """This rank's share; ``values`` are those of ``reductions``, [b] each."""
-        raise NotImplementedError(f"term {self.name} does not say what its loss is")
 
 
 def cosine(row: str, column: str, coefficient: Tensor, offset: Tensor | None = None) -> Exponent:
