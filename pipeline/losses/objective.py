@@ -97,7 +97,10 @@ class Objective:
         for term, several in zip(active, wanted, strict=True):
             own, values = values[: len(several)], values[len(several) :]
             losses[term.name] = term.loss(at, own)
-        total = torch.stack([weights[name] * loss for name, loss in losses.items()]).sum()
+        parts = [weights[name] * loss for name, loss in losses.items()]
+        if not parts:  # every weight is 0 at this step: a loss of 0, which can still be differentiated
+            parts = [0.0 * rows_bd.sum() for rows_bd in features.embeddings.values()]
+        total = torch.stack(parts).sum()
         return Losses(total, losses, weights)
 
     def _check_equal_batches(self, group_b: Tensor) -> None:

@@ -46,6 +46,11 @@ class Exponent:
     parts: tuple[Part, ...]
     offset: Tensor | None = None
 
+    @property
+    def num_scalars(self) -> int:
+        """Coefficients and offset: tensors besides the embeddings that get a gradient."""
+        return len(self.parts) + (self.offset is not None)
+
 
 @dataclass(frozen=True, eq=False)
 class Reduction:

@@ -108,16 +108,17 @@ class _Tiles(torch.autograd.Function):
         ctx.plan, ctx.domains, ctx.columns, ctx.tile, ctx.raw = plan, domains, columns, tile, raw
         ctx.num_inputs = len(inputs)
         ctx.save_for_backward(*values)
+        ctx.set_materialize_grads(False)
         return tuple(values)
 
     @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Any, ...]:
+    def backward(ctx: Any, *grads: Tensor | None) -> tuple[Any, ...]:
         plan, domains, columns = ctx.plan, ctx.domains, ctx.columns
         values: tuple[Tensor, ...] = ctx.saved_tensors
-        anchors = [
-            _Anchors(reduction, grad_b, value_b)
-            for reduction, grad_b, value_b in zip(plan.reductions, grads, values, strict=True)
-        ]
+        # A reduction without a gradient (the loss of one term alone is differentiated, say) costs nothing.
+        given = zip(plan.reductions, grads, values, strict=True)
+        anchors = [_Anchors(reduction, grad_b, value_b) for reduction, grad_b, value_b in given if grad_b is not None]
+        used = {exponent for anchor in anchors for exponent, _ in anchor.reduction.over}
         row_grads = {name: torch.zeros_like(domains[name].rows_bd) for name in plan.names}
         column_grads = {name: torch.zeros_like(columns.rows[name]) for name in plan.columns}
         scratch = _Scratch(values[0], ctx.tile)
@@ -126,8 +127,13 @@ class _Tiles(torch.autograd.Function):
             view = _View(domains, columns, scratch, rows_r, columns_c)
             place = 0
             for k, exponent in enumerate(plan.exponents):
-                weight_rc = _weights(view, exponent, anchors, ctx.raw[k])
-                place = view.pull(exponent, weight_rc, scalar_grads, place)
+                if exponent in used:
+                    view.pull(
+                        exponent,
+                        _weights(view, exponent, anchors, ctx.raw[k]),
+                        scalar_grads[place : place + exponent.num_scalars],
+                    )
+                place += exponent.num_scalars
             view.push(row_grads, column_grads)
         home_bKd = gather.scatter_sum(torch.stack([column_grads[name] for name in plan.columns], dim=1))
         for k, name in enumerate(plan.columns):
@@ -212,11 +218,11 @@ class _View:
             self.masks[key] = same_rc if same_rc.is_cuda or same_rc.any() else None
         return self.masks[key]
 
-    def pull(self, exponent: Exponent, weight_rc: Tensor, scalar_grads: list[Tensor], place: int) -> int:
-        """Add dL/de to the gradients of the exponent's cosines, coefficients and offset; the place of the next exponent."""
+    def pull(self, exponent: Exponent, weight_rc: Tensor, scalar_grads: list[Tensor]) -> None:
+        """Add dL/de to the gradients of the exponent's cosines, and of its coefficients and offset, ``scalar_grads``."""
         last = None if exponent.offset is not None else exponent.parts[-1]
-        for part in exponent.parts:
-            coefficient, grad = part.coefficient, scalar_grads[place]
+        for part, grad in zip(exponent.parts, scalar_grads, strict=False):
+            coefficient = part.coefficient
             cosine_rc = self.cosine(part.row, part.column)
             if coefficient.requires_grad:
                 if coefficient.ndim == 0:
@@ -230,11 +236,8 @@ class _View:
             scaled_rc = weight_rc.mul_(share) if part is last else weight_rc * share
             key = part.row, part.column
             self.cosine_grads[key] = self.cosine_grads[key].add_(scaled_rc) if key in self.cosine_grads else scaled_rc
-            place += 1
         if exponent.offset is not None:
-            scalar_grads[place] += weight_rc.sum()
-            place += 1
-        return place
+            scalar_grads[len(exponent.parts)] += weight_rc.sum()
 
     def push(self, row_grads: dict[str, Tensor], column_grads: dict[str, Tensor]) -> None:
         """Add the tile's share of the gradients of rows and columns."""

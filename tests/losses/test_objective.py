@@ -62,6 +62,14 @@ def test_weight_zero_is_bit_for_bit_the_run_without_the_term() -> None:
     assert list(losses({"clip": {}, "uniformity": {"weight": 0.0}}, features()).terms) == ["clip"]
 
 
+def test_a_step_in_which_every_weight_is_zero_changes_nothing() -> None:
+    given = features()
+    found = losses({"clip": {"weight": 0.0}}, given)
+    found.total.backward()
+    assert found.total.item() == 0 and found.terms == {}
+    assert all(t.grad is not None and not t.grad.any() for t in given.embeddings.values())
+
+
 @pytest.mark.parametrize(
     ("schedule", "expected"),
     [("constant", [2.0] * 5), ("linear", [2.0, 1.5, 1.0, 0.5, 0.0]), ("cosine", [2.0, 1 + 0.5**0.5, 1.0, 1 - 0.5**0.5, 0.0])],
