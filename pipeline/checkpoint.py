@@ -70,8 +70,16 @@ def pinned_settings(cfg: RunConfig, world: World, precision: str) -> dict[str, A
         "train.global_batch_size": cfg.train.global_batch_size,
         "data.train": cfg.data.train,
         "data.shuffle_window": cfg.data.shuffle_window,
-        "model": hashlib.sha256(repr((cfg.model.architecture, cfg.model.inline)).encode()).hexdigest()[:12],
+        "train.steps": cfg.train.steps,
+        "model": _digest((cfg.model.architecture, cfg.model.inline, cfg.model.patch_dropout)),
+        "augment": _digest(cfg.augment),
+        "objective": _digest((cfg.objective.terms, cfg.objective.learn_temperature, cfg.objective.min_temperature)),
+        "optim": _digest(cfg.optim),
     }
+
+
+def _digest(settings: object) -> str:
+    return hashlib.sha256(repr(settings).encode()).hexdigest()[:12]
 
 
 def save(run_dir: Path, engine: Shardable, state: TrainState, *, world: World, keep_last: int) -> Path:

@@ -129,3 +129,21 @@ def test_other_settings_are_refused_with_both_values(tmp_path: Path) -> None:
     save(cfg.run_dir, 1)
     with pytest.raises(CheckpointError, match="(?s)world size: was 1, is 2.*model.init_weights="):
         checkpoint.resume(cfg, FakeEngine(), {**SETTINGS, "world size": 2})
+
+
+@pytest.mark.parametrize(
+    ("group", "change"),
+    [
+        ("optim", {"warmup_steps": 1}),
+        ("objective", {"terms": {"clip": {"label_smoothing": 0.1}}}),
+        ("augment", {"flip_probability": 0.5}),
+        ("train", {"steps": 8, "global_batch_size": 4}),
+    ],
+)
+def test_whatever_would_change_the_next_loss_is_refused(tmp_path: Path, group: str, change: dict[str, Any]) -> None:
+    """A run that silently went on with another schedule or loss would not be the run it says it is."""
+    cfg = config.from_tree({**TREE, "runs_dir": str(tmp_path)})
+    save(cfg.run_dir, 1)
+    other = config.from_tree({**TREE, "runs_dir": str(tmp_path), group: {**TREE.get(group, {}), **change}})
+    with pytest.raises(CheckpointError, match=f"was saved under other settings:\\n  {group}"):
+        checkpoint.resume(other, FakeEngine(), checkpoint.pinned_settings(other, World(), "fp32"))

@@ -56,7 +56,7 @@ def resolve_precision(engine: EngineConfig, device_type: str, bf16_supported: bo
     if engine.precision != "auto":
         return engine.precision, "as configured"
     if device_type != "cuda":
-        return "fp32", "on the CPU, where bf16 kernels are slower than fp32 for small models"
+        return "fp32", "on the CPU, where bf16 was measured to gain nothing for small models"
     return ("bf16", "this GPU computes in bf16") if bf16_supported else ("fp16", "this GPU has no bf16")
 
 
