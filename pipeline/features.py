@@ -1,6 +1,7 @@
-"""What models hand to losses: ``Features``, and the ``Scalar`` by which a loss asks the model for a learned number.
+"""What a step hands to models and losses: ``Inputs`` for the towers, ``Features`` from them, ``Scalar`` for learned numbers.
 
-Shapes: b local batch, d embedding width.
+Shapes: V image views, b local batch, C = 3 channels, H = W pixels, K numbers that say what was done to a view, L tokens,
+d embedding width.
 """
 
 from __future__ import annotations
@@ -20,6 +21,34 @@ class Scalar:
     high: float
 
 
+class Inputs(NamedTuple):
+    """The local samples of one step, ready for the towers."""
+
+    image_VbCHW: Tensor
+    """Normalised pixels of V views of each sample, fp32; view 0 is the one that plain CLIP trains on."""
+    tokens_bL: Tensor
+    """Token ids, int64."""
+    group_b: Tensor
+    """int64; see ``Features``."""
+    view_params_VbK: Tensor
+    """What was done to make each view, fp32; all zeros is nothing at all."""
+
+    def chunk(self, count: int) -> list[Inputs]:
+        """The samples in ``count`` equal parts, in order; b divides evenly."""
+        parts = (
+            self.image_VbCHW.chunk(count, dim=1),
+            self.tokens_bL.chunk(count),
+            self.group_b.chunk(count),
+            self.view_params_VbK.chunk(count, dim=1),
+        )
+        return [Inputs(*part) for part in zip(*parts, strict=True)]
+
+
+def view_name(view: int) -> str:
+    """Domain of image view ``view`` (from 0): ``image``, ``image_2``, ``image_3``, ..."""
+    return "image" if view == 0 else f"image_{view + 1}"
+
+
 class Features(NamedTuple):
     """The local rows of one step, as the model returns them.
 
@@ -28,7 +57,7 @@ class Features(NamedTuple):
     """
 
     embeddings: dict[str, Tensor]
-    """Unit rows by domain, fp32 [b, d]: ``image`` and ``text``; row i of each belongs to sample i."""
+    """Unit rows by domain, fp32 [b, d]: ``image``, ``text``, further views as ``view_name`` says; row i belongs to sample i."""
     scalars: dict[str, Tensor]
     """``scale`` (1 / temperature, bounded) and what the losses asked for; fp32, 0-dim, differentiable if learned."""
     group_b: Tensor

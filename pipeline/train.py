@@ -73,6 +73,7 @@ def train(cfg: RunConfig, world: World) -> None:
     from pipeline.engine.engine import Engine
     from pipeline.engine.micro_batches import MicroBatches
     from pipeline.eval.evaluate import evaluate_checkpoint
+    from pipeline.features import Inputs
     from pipeline.losses import Objective
     from pipeline.losses.objective import gradient_norms
     from pipeline.models import clip, towers
@@ -85,7 +86,7 @@ def train(cfg: RunConfig, world: World) -> None:
     dist.init(world, device, cfg.engine.collective_timeout_seconds)
     torch.manual_seed(cfg.seed)  # the same initial weights on every rank
     objective = Objective(cfg.objective, seed=cfg.seed, total_steps=cfg.train.steps)
-    objective.check(clip.DOMAINS)
+    objective.check(clip.domains(1))
     model = clip.build(cfg.model, cfg.objective, objective.scalars())
     engine = Engine(
         model,
@@ -123,9 +124,10 @@ def train(cfg: RunConfig, world: World) -> None:
     for batch in pace.waiting_for(batches):
         step = state.step
         batch = batch.to(device)
-        image_BCHW = normalise(batch.image_BCHW, cfg.model.image_mean, cfg.model.image_std)
+        image_VBCHW = normalise(batch.image_VBCHW, cfg.model.image_mean, cfg.model.image_std)
+        inputs = Inputs(image_VBCHW, batch.tokens_BL, batch.group_B, batch.view_params_VBK)
         seed = step_seed(cfg.seed, step, world.rank)
-        features = micro.forward(image_BCHW, batch.tokens_BL, batch.group_B, seed=seed)
+        features = micro.forward(inputs, seed=seed)
         losses = objective(features, step=step, epoch=batch.epoch)
         mean_loss = dist.all_reduce_mean(losses.total.detach())
         check_finite(mean_loss, "loss", step)

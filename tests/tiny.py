@@ -5,9 +5,9 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from pipeline.config import ModelConfig, ObjectiveConfig
+from pipeline.features import Inputs
 from pipeline.losses import Objective
 from pipeline.models import clip
 
@@ -32,9 +32,14 @@ def model(seed: int = 0, terms: Terms | None = None) -> clip.ClipModel:
     return clip.build(ModelConfig(inline=INLINE), ObjectiveConfig(), objective(terms).scalars())
 
 
-def batch(size: int, seed: int = 0, num_groups: int | None = None) -> tuple[Tensor, Tensor, Tensor]:
-    """Images [size, 3, 16, 16], tokens [size, 8], groups [size]; with ``num_groups`` several samples share each group."""
+def batch(size: int, seed: int = 0, num_groups: int | None = None, num_views: int = 1) -> Inputs:
+    """Images [V, size, 3, 16, 16], tokens [size, 8], groups [size]; with ``num_groups`` several samples share each group."""
     generator = torch.Generator().manual_seed(seed)
-    image_BCHW = torch.randn(size, 3, 16, 16, generator=generator)
+    image_VBCHW = torch.randn(num_views, size, 3, 16, 16, generator=generator)
     tokens_BL = torch.randint(1, 63, (size, 8), generator=generator)
-    return image_BCHW, tokens_BL, torch.arange(size) % (num_groups or size)
+    return Inputs(image_VBCHW, tokens_BL, torch.arange(size) % (num_groups or size), torch.zeros(num_views, size, 0))
+
+
+def share(inputs: Inputs, rank: int, world_size: int) -> Inputs:
+    """The samples of one rank."""
+    return inputs.chunk(world_size)[rank]

@@ -2,7 +2,7 @@
 
     image = decode(sample.image, max_pixels=64_000_000)             # PIL, RGB, upright, transparency over white
     view = train_view(image, cfg.augment, 64, sample_rng(seed, epoch, sample.key))      # uint8 [3, 64, 64]
-    pixels = normalise(batch.image_BCHW, cfg.model.image_mean, cfg.model.image_std)     # float32, on the device
+    pixels = normalise(batch.image_VBCHW, cfg.model.image_mean, cfg.model.image_std)     # float32, on the device
 
 A random view is made in two halves: ``draw_view`` draws every parameter, whether or not it will be used, so that
 switching one kind of augmentation on does not reshuffle the others; ``apply_view`` is then a pure function of picture
@@ -192,7 +192,7 @@ def eval_view(image: Image.Image, size: int) -> View:
 
 
 def normalise(image_BCHW: torch.Tensor, mean: Sequence[float], std: Sequence[float]) -> torch.Tensor:
-    """uint8 ``[B, 3, H, W]`` to float32 ``(x / 255 - mean) / std`` per channel, on the tensor's device."""
+    """uint8 ``[..., 3, H, W]`` to float32 ``(x / 255 - mean) / std`` per channel, on the tensor's device."""
     mean_C11 = torch.tensor(mean, dtype=torch.float32, device=image_BCHW.device).view(-1, 1, 1)
     std_C11 = torch.tensor(std, dtype=torch.float32, device=image_BCHW.device).view(-1, 1, 1)
     return (image_BCHW.float() / 255 - mean_C11) / std_C11

@@ -3,7 +3,7 @@
     batches = train_batches(cfg.data, cfg.augment, image_size=64, tokenizer=tokenizer, world_rank=0, world_size=2,
                             global_batch_size=256, seed=cfg.seed, start_step=state.step, total_steps=cfg.train.steps)
     for batch in batches:                       # exactly total_steps - start_step of them
-        batch = batch.to(device)                # image_BCHW uint8, tokens_BL int64, group_B int64
+        batch = batch.to(device)                # see batches.py for what it holds
         budget.add(len(batch.keys), batch.drops)
 
 One torch DataLoader serves the whole run: what it calls an index is (epoch, this rank's rows of one global batch), so
@@ -15,7 +15,6 @@ Shapes: B pairs per rank and step, C = 3, H = W = image_size, L tokens per capti
 
 from __future__ import annotations
 
-import dataclasses
 import os
 import signal
 import threading
@@ -23,48 +22,15 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
 import torch
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader
 
 from pipeline.config import AugmentConfig, DataConfig, micro_batch_size
 from pipeline.data import plan
-from pipeline.data.augment import View, decode, smallest_useful_side, train_view
-from pipeline.data.drops import BadSample, Drop, DropBudget
-from pipeline.data.samples import Sample, ShardSet
+from pipeline.data.batches import Batch, TrainBatches
+from pipeline.data.samples import ShardSet
 from pipeline.data.tokenizer import Tokenizer
-from pipeline.errors import DataError, PipelineError
-
-__all__ = ["Batch", "Drop", "DropBudget", "train_batches"]
-
-MAX_CANDIDATES = 16
-"""Samples tried for one place in a batch before the set is declared unusable."""
-
-
-@dataclass(frozen=True)
-class Batch:
-    """One rank's part of one global batch, and what had to be replaced in it."""
-
-    image_BCHW: torch.Tensor
-    tokens_BL: torch.Tensor
-    group_B: torch.Tensor
-    keys: tuple[str, ...]
-    drops: tuple[Drop, ...] = ()
-    epoch: int = 0
-
-    def to(self, device: torch.device) -> Batch:
-        """The batch with its tensors on ``device``; the copy from pinned memory overlaps with computation."""
-        return self._with(*(tensor.to(device, non_blocking=True) for tensor in self._tensors()))
-
-    def pin_memory(self) -> Batch:
-        """The batch in page-locked memory; torch's DataLoader calls this where there is a GPU."""
-        return self._with(*(tensor.pin_memory() for tensor in self._tensors()))
-
-    def _tensors(self) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        return self.image_BCHW, self.tokens_BL, self.group_B
-
-    def _with(self, image_BCHW: torch.Tensor, tokens_BL: torch.Tensor, group_B: torch.Tensor) -> Batch:
-        return dataclasses.replace(self, image_BCHW=image_BCHW, tokens_BL=tokens_BL, group_B=group_B)
+from pipeline.errors import PipelineError
 
 
 def train_batches(
@@ -131,77 +97,6 @@ class _Rows:
         )
         for epoch, rows in steps:
             yield epoch, plan.rank_rows(rows, self.world_rank, self.world_size)
-
-
-class TrainBatches(Dataset["Batch | PipelineError"]):
-    """Builds the batch for ``(epoch, sample indices [B])``; pure, so that any process may build any batch."""
-
-    def __init__(
-        self,
-        shards: ShardSet,
-        augment: AugmentConfig,
-        image_size: int,
-        tokenizer: Tokenizer,
-        max_pixels: int,
-        seed: int,
-    ) -> None:
-        self._shards, self._augment, self._image_size = shards, augment, image_size
-        self._tokenizer, self._max_pixels, self._seed = tokenizer, max_pixels, seed
-        self._at_least = smallest_useful_side(augment, image_size)
-
-    def __getitem__(self, item: tuple[int, plan.Indices]) -> Batch | PipelineError:
-        """The batch; or the error that ends the run, as a value, so that it is not buried in a worker's traceback."""
-        epoch, indices = item
-        try:
-            return self._batch(epoch, indices)
-        except PipelineError as error:
-            return DataError(str(error)) if isinstance(error, BadSample) else error
-
-    def _batch(self, epoch: int, indices: plan.Indices) -> Batch:
-        image_BCHW = np.empty((len(indices), 3, self._image_size, self._image_size), np.uint8)
-        captions, groups, keys, drops = [], [], [], []
-        for place, index in enumerate(indices.tolist()):
-            sample, view, caption, bad = self._usable(epoch, index)
-            image_BCHW[place] = view
-            captions.append(caption)
-            groups.append(sample.group)
-            keys.append(sample.key)
-            drops += bad
-        group_B = torch.tensor(groups, dtype=torch.int64)
-        return Batch(torch.from_numpy(image_BCHW), self._tokenizer(captions).long(), group_B, tuple(keys), tuple(drops), epoch)
-
-    def _usable(self, epoch: int, index: int) -> tuple[Sample, View, str, list[Drop]]:
-        """Sample ``index`` or the first usable one of its stand-ins, and a Drop for each that was passed over."""
-        drops: list[Drop] = []
-        for candidate in self._candidates(epoch, index):
-            try:
-                sample = self._shards.read(candidate)
-                view, caption = self._view(epoch, sample)
-                return sample, view, caption, drops
-            except BadSample as bad:
-                drops.append(bad.drop)
-        budget = DropBudget()
-        budget.add(0, drops)
-        raise DataError(
-            f"no usable sample: sample {index} and {len(drops) - 1} others tried in its place all failed, so that most "
-            f"of the set must be bad:\n{budget.summary()}\ncheck the shards with `unisphere shards verify`"
-        )
-
-    def _candidates(self, epoch: int, index: int) -> Iterator[int]:
-        yield index
-        num_others = len(self._shards) - 1
-        rng = plan.replacement_rng(self._seed, epoch, index)
-        for other in rng.choice(num_others, min(MAX_CANDIDATES - 1, num_others), replace=False).tolist():
-            yield other + (other >= index)
-
-    def _view(self, epoch: int, sample: Sample) -> tuple[View, str]:
-        rng = plan.sample_rng(self._seed, epoch, sample.key)
-        caption = sample.captions[rng.integers(len(sample.captions))]
-        try:
-            image = decode(sample.image, self._max_pixels, self._at_least)
-        except BadSample as bad:
-            raise bad.located(sample.shard, sample.key) from bad
-        return train_view(image, self._augment, self._image_size, rng), caption
 
 
 def _load(dataset: TrainBatches, rows: _Rows, num_workers: int, prefetch_batches: int) -> Iterator[Batch]:

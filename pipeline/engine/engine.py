@@ -1,7 +1,7 @@
 """``Engine``: the verbs of a training step, the same at every ZeRO stage, precision, and world size.
 
     engine = Engine(model, cfg.optim, cfg.engine, world=world, device=device, micro_batch_size=64)
-    features = engine.forward(image_bCHW, tokens_bL, group_b)
+    features = engine.forward(inputs)
     engine.backward(loss)                      # averages gradients over ranks
     grad_norm = engine.step(lr)                # clips, steps
     engine.save(folder); engine.load(folder)   # every rank, together
@@ -33,7 +33,7 @@ from pipeline.engine.ds_config import ds_config, resolve_precision
 from pipeline.engine.parameters import parameter_groups
 from pipeline.engine.safe_loading import SafeCheckpointEngine
 from pipeline.errors import CheckpointError, ConfigError
-from pipeline.features import Features
+from pipeline.features import Features, Inputs
 
 _TAG = "engine"
 
@@ -95,9 +95,9 @@ class Engine:
         """Switch dropout and the like off."""
         self._ds.eval()
 
-    def forward(self, image_bCHW: Tensor, tokens_bL: Tensor, group_b: Tensor) -> Features:
+    def forward(self, inputs: Inputs) -> Features:
         """This rank's features; see ``ClipModel.forward``."""
-        features: Features = self._ds(image_bCHW, tokens_bL, group_b)
+        features: Features = self._ds(*inputs)
         return features
 
     def backward(self, loss: Tensor, *, last: bool = True) -> None:

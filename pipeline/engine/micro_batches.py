@@ -7,7 +7,7 @@ back through it. The price is one more forward pass of the towers. (Gao et al. 2
 Size under Memory Limited Setup".)
 
     micro = MicroBatches(engine, count=4)
-    features = micro.forward(image_BCHW, tokens_BL, group_B, seed=17)
+    features = micro.forward(inputs, seed=17)
     losses = objective(features, step=step)
     micro.backward(losses.total)
     engine.step(lr)
@@ -23,9 +23,7 @@ import torch
 from torch import Tensor
 
 from pipeline.engine.engine import Engine
-from pipeline.features import Features
-
-Part = tuple[Tensor, Tensor, Tensor]
+from pipeline.features import Features, Inputs
 
 
 class MicroBatches:
@@ -33,22 +31,21 @@ class MicroBatches:
 
     def __init__(self, engine: Engine, count: int) -> None:
         self._engine, self._count = engine, count
-        self._parts: list[Part] = []
+        self._parts: list[Inputs] = []
         self._live: Features | None = None
         """The features with their graph, where one forward pass is enough."""
         self._leaves: Features | None = None
         self._seed = 0
 
-    def forward(self, image_BCHW: Tensor, tokens_BL: Tensor, group_B: Tensor, *, seed: int) -> Features:
+    def forward(self, inputs: Inputs, *, seed: int) -> Features:
         """The step's features, of all this rank's samples; as leaves.
 
         Args:
-            image_BCHW, tokens_BL, group_B: B divides evenly by ``count``.
+            inputs: their number of samples divides evenly by ``count``.
             seed: what dropout draws from in this step on this rank.
         """
         self._seed = seed
-        chunks = (tensor.chunk(self._count) for tensor in (image_BCHW, tokens_BL, group_B))
-        self._parts = list(zip(*chunks, strict=True))
+        self._parts = inputs.chunk(self._count)
         with torch.set_grad_enabled(self._count == 1):
             seen = [self._run(place) for place in range(self._count)]
         self._live = seen[0] if self._count == 1 else None
@@ -57,7 +54,7 @@ class MicroBatches:
             for name in seen[0].embeddings
         }
         scalars = {name: value.detach().clone().requires_grad_() for name, value in seen[0].scalars.items()}
-        self._leaves = Features(embeddings, scalars, group_B)
+        self._leaves = Features(embeddings, scalars, inputs.group_b)
         return self._leaves
 
     def backward(self, loss: Tensor) -> None:
@@ -77,4 +74,4 @@ class MicroBatches:
 
     def _run(self, place: int) -> Features:
         torch.manual_seed(self._seed + place)
-        return self._engine.forward(*self._parts[place])
+        return self._engine.forward(self._parts[place])

@@ -1,10 +1,10 @@
 """``ClipModel``: pixels and tokens in, ``Features`` out.
 
     model = build(cfg.model, cfg.objective)
-    features = model(image_BCHW, tokens_BL, group_B)     # unit rows in fp32, bounded scale
+    features = model(*inputs)                            # unit rows in fp32, bounded scale
     model.encode_image(image_BCHW)                       # [B, d], for evaluation
 
-Shapes: B samples of this rank, C = 3 channels, H = W = ``image_size`` pixels, L = ``context_length`` tokens, d = embed_dim.
+Shapes: V views of B samples of this rank, C = 3 channels, H = W = ``image_size`` pixels, L = ``context_length`` tokens, d = embed_dim.
 """
 
 from __future__ import annotations
@@ -19,13 +19,15 @@ from torch import Tensor, nn
 
 from pipeline.config import ModelConfig, ObjectiveConfig
 from pipeline.errors import ConfigError
-from pipeline.features import Features, Scalar
+from pipeline.features import Features, Scalar, view_name
 from pipeline.models.names import from_open_clip
 from pipeline.models.scale import BoundedScalar, LogitScale
 from pipeline.models.towers import architecture, build_towers
 
-DOMAINS = ("image", "text")
-"""The embeddings that ``ClipModel`` makes, by the names that losses use."""
+
+def domains(num_views: int) -> tuple[str, ...]:
+    """The embeddings that ``ClipModel`` makes of this many image views, by the names that losses use."""
+    return (*(view_name(view) for view in range(num_views)), "text")
 
 
 class ClipModel(nn.Module):
@@ -61,9 +63,10 @@ class ClipModel(nn.Module):
         """Token ids int64 [B, L] to unit rows [B, d] in fp32."""
         return _unit_rows(self.text(tokens_BL))
 
-    def forward(self, image_BCHW: Tensor, tokens_BL: Tensor, group_B: Tensor) -> Features:
-        """One step's embeddings; see ``Features``."""
-        embeddings = {"image": self.encode_image(image_BCHW), "text": self.encode_text(tokens_BL)}
+    def forward(self, image_VBCHW: Tensor, tokens_BL: Tensor, group_B: Tensor, view_params_VBK: Tensor) -> Features:
+        """One step's embeddings, an encoder pass per view; see ``Inputs`` and ``Features``."""
+        embeddings = {view_name(view): self.encode_image(image_BCHW) for view, image_BCHW in enumerate(image_VBCHW)}
+        embeddings["text"] = self.encode_text(tokens_BL)
         scalars = {name: scalar() for name, scalar in self.scalars.items()}
         return Features(embeddings, {"scale": self.logit_scale(), **scalars}, group_B)
 

@@ -16,9 +16,11 @@ import torch
 
 from pipeline.config import AugmentConfig, DataConfig
 from pipeline.data import loader
+from pipeline.data.augment import decode
+from pipeline.data.batches import Batch
 from pipeline.data.drops import DropBudget
-from pipeline.data.loader import Batch, train_batches
-from pipeline.data.samples import group_number
+from pipeline.data.loader import train_batches
+from pipeline.data.samples import ShardSet, group_number
 from pipeline.errors import BudgetExceeded, ConfigError, DataError
 from tests.data.on_disk import encoded, letters, pair, picture, write_set
 from tests.data.test_augment import EVERYTHING, png_header
@@ -51,14 +53,16 @@ def batches(folder, *, workers=0, rank=0, size=1, start=0, stop=6, seed=1, **cha
 def assert_equal(left: Batch, right: Batch) -> None:
     assert left.keys == right.keys
     assert left.drops == right.drops
-    assert torch.equal(left.image_BCHW, right.image_BCHW)
+    assert torch.equal(left.image_VBCHW, right.image_VBCHW)
+    assert torch.equal(left.view_params_VBK, right.view_params_VBK)
     assert torch.equal(left.tokens_BL, right.tokens_BL)
     assert torch.equal(left.group_B, right.group_B)
 
 
 def concatenated(parts: list[Batch]) -> Batch:
     return Batch(
-        torch.cat([part.image_BCHW for part in parts]),
+        torch.cat([part.image_VBCHW for part in parts], dim=1),
+        torch.cat([part.view_params_VBK for part in parts], dim=1),
         torch.cat([part.tokens_BL for part in parts]),
         torch.cat([part.group_B for part in parts]),
         tuple(key for part in parts for key in part.keys),
@@ -75,8 +79,8 @@ def assert_same_stream(left, right) -> None:
 
 def test_shapes_and_contents(good):
     (batch,) = batches(good, stop=1)
-    assert batch.image_BCHW.shape == (8, 3, 16, 16)
-    assert batch.image_BCHW.dtype == torch.uint8
+    assert batch.image_VBCHW.shape == (1, 8, 3, 16, 16)
+    assert batch.image_VBCHW.dtype == torch.uint8
     assert batch.tokens_BL.dtype == batch.group_B.dtype == torch.int64
     captions = [f"caption {int(key)}" for key in batch.keys]
     assert torch.equal(batch.tokens_BL, letters(captions))
@@ -141,7 +145,7 @@ def test_views_and_captions_are_drawn_anew_in_each_epoch_from_the_key(tmp_path):
     write_set(tmp_path, [BATCH], replace=dict.fromkeys(range(BATCH), members))
     seen: dict[tuple[int, str], tuple[bytes, bytes]] = {}
     for epoch, batch in enumerate(batches(tmp_path, stop=12)):
-        for key, view, tokens in zip(batch.keys, batch.image_BCHW, batch.tokens_BL, strict=True):
+        for key, view, tokens in zip(batch.keys, batch.image_VBCHW[0], batch.tokens_BL, strict=True):
             seen[epoch, key] = (view.numpy().tobytes(), tokens.numpy().tobytes())
     assert len(seen) == 12 * BATCH
     assert len({view for view, _ in seen.values()}) > 90
@@ -238,12 +242,12 @@ def test_tiny_sets_run_out_of_candidates_before_sixteen(tmp_path, monkeypatch):
         list(batches(tmp_path))
 
 
-class _WithoutPreflight(loader.ShardSet):
+class _WithoutPreflight(ShardSet):
     """Stands for a set whose first samples are fine and whose rest is not, without having to be large."""
 
     @staticmethod
-    def open(spec: str, *, max_member_bytes: int = 10**6) -> loader.ShardSet:
-        shards = loader.ShardSet.__mro__[1].open(spec, max_member_bytes=max_member_bytes)
+    def open(spec: str, *, max_member_bytes: int = 10**6) -> ShardSet:
+        shards = ShardSet.open(spec, max_member_bytes=max_member_bytes)
         shards.preflight = lambda: None
         return shards
 
@@ -330,5 +334,5 @@ def test_settings_of_the_augmentation_reach_the_views(good):
     options = {"image_size": 24, "tokenizer": letters, "world_rank": 0, "world_size": 1, "global_batch_size": BATCH}
     (batch,) = train_batches(data, plain, **options, seed=0, start_step=0, total_steps=1)
     expected = [pair(int(key))["png"] for key in batch.keys]
-    stored = [np.asarray(loader.decode(data, 10**6)).transpose(2, 0, 1) for data in expected]
-    assert np.array_equal(batch.image_BCHW.numpy(), np.stack(stored))
+    stored = [np.asarray(decode(data, 10**6)).transpose(2, 0, 1) for data in expected]
+    assert np.array_equal(batch.image_VBCHW[0].numpy(), np.stack(stored))

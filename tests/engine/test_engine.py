@@ -33,12 +33,10 @@ def new_engine(world: World, stage: int, precision: str = "fp32", **optim: Any) 
 
 def steps(engine: Any, world: World, which: range, lr: float = 1e-3) -> list[tuple[float, float]]:
     """Loss (mean over ranks) and gradient norm of the steps ``which``."""
-    b, seen = B // world.size, []
+    seen = []
     for step in which:
-        rows = slice(world.rank * b, (world.rank + 1) * b)
-        loss = tiny.objective()(
-            engine.forward(*(part[rows] for part in tiny.batch(B, seed=step, num_groups=9))), step=step
-        ).total
+        inputs = tiny.share(tiny.batch(B, seed=step, num_groups=9), world.rank, world.size)
+        loss = tiny.objective()(engine.forward(inputs), step=step).total
         engine.backward(loss)
         norm = engine.step(lr)
         seen.append(((dist.all_reduce_sum(loss.detach()) / world.size).item(), norm))

@@ -81,8 +81,8 @@ def through_engine(world: World, stage: int) -> tuple[float, dict[str, Tensor], 
         device=torch.device("cpu"),
         micro_batch_size=b,
     )
-    rows = slice(world.rank * b, (world.rank + 1) * b)
-    loss = tiny.objective(TERMS)(engine.forward(*(part[rows] for part in tiny.batch(B, num_groups=7))), step=NUMBER).total
+    inputs = tiny.share(tiny.batch(B, num_groups=7), world.rank, world.size)
+    loss = tiny.objective(TERMS)(engine.forward(inputs), step=NUMBER).total
     engine.backward(loss)
     grads = {name: safe_get_full_grad(p).clone() for name, p in engine.module.named_parameters()}
     norm = engine.step(lr=0.0)

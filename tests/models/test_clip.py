@@ -47,7 +47,7 @@ def test_equals_open_clip_given_the_same_weights(custom_text: bool) -> None:
     theirs = (open_clip.CustomTextCLIP if custom_text else open_clip.CLIP)(**tiny.INLINE).eval()
     ours = tiny.model(seed=1).eval()
     ours.load_state_dict(names.from_open_clip({k: v for k, v in theirs.state_dict().items() if k != "attn_mask"}))
-    image_BCHW, tokens_BL, _ = tiny.batch(4)
+    (image_BCHW,), tokens_BL, *_ = tiny.batch(4)
     with torch.no_grad():
         torch.testing.assert_close(ours.encode_image(image_BCHW), theirs.encode_image(image_BCHW, normalize=True))
         torch.testing.assert_close(ours.encode_text(tokens_BL), theirs.encode_text(tokens_BL, normalize=True))
@@ -81,7 +81,7 @@ def test_compilation_changes_no_gradient() -> None:
 def test_patch_dropout_drops_while_training_only() -> None:
     torch.manual_seed(0)
     model = clip.build(ModelConfig(inline=tiny.INLINE, patch_dropout=0.5), ObjectiveConfig())
-    image_BCHW, _, _ = tiny.batch(4)
+    (image_BCHW,), *_ = tiny.batch(4)
     model.train()
     assert not torch.equal(model.encode_image(image_BCHW), model.encode_image(image_BCHW))
     model.eval()
