@@ -1,11 +1,11 @@
 """A training to be started, as a value, and what follows from it: pure functions.
 
-    job = Job(name="emoji", command=("python", "-m", "pipeline.train", "x.yaml"), folder=Path("runs/emoji/launch"),
-              nodes=2, tasks_per_node=8, gpus_per_node=8)
+    job = Job(name="emoji", command=("python", "-m", "pipeline.train", "x.yaml"), batch=("pretrain", "x.yaml"),
+              folder=Path("runs/emoji/jobs"), nodes=2, tasks_per_node=8, gpus_per_node=8)
     job.world_size                   # 16
     print(sbatch_text(job))          # what `sbatch` is given
 
-One process per GPU, started by srun itself: no torchrun agent stands between Slurm's signals and the training.
+On a cluster the batch script runs ``slurm/batch.py``, as ``pretrain.sh`` does; on this machine submitit starts the ranks.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from pipeline.config import RunConfig
 from pipeline.errors import ConfigError, LaunchError
 
 LAUNCH_VARIABLES = (
@@ -35,12 +36,17 @@ LAUNCH_VARIABLES = (
 
 @dataclass(frozen=True)
 class Job:
-    """One training to start: ``nodes * tasks_per_node`` processes that each run ``command``."""
+    """One training or evaluation to start: ``nodes * tasks_per_node`` processes."""
 
     name: str
     command: tuple[str, ...]
+    """What each process runs, on this machine."""
+    batch: tuple[str, ...]
+    """What ``slurm.batch`` is told, on a cluster."""
     folder: Path
-    """Where submitit keeps logs and scripts, one subfolder per job id."""
+    """Where submitit keeps logs and scripts."""
+    settings: RunConfig | None = None
+    """Of a training, complete; None for an evaluation."""
     nodes: int = 1
     tasks_per_node: int = 1
     gpus_per_node: int = 0
@@ -50,6 +56,8 @@ class Job:
     partition: str | None = None
     sbatch_options: tuple[tuple[str, str], ...] = ()
     """Further ``#SBATCH --key=value`` lines."""
+    signal_seconds: int = 300
+    """How long before the limit the ranks are told to save and leave."""
 
     @property
     def world_size(self) -> int:
@@ -128,11 +136,6 @@ def threads_per_process(processes: int) -> int:
 
 def sbatch_parameters(job: Job) -> dict[str, Any]:
     """The job in the words of submitit's Slurm executor."""
-    # srun does not inherit the batch script's --cpus-per-task (Slurm 22.05 and later), and by default lets the other
-    # ranks wait for one that died.
-    srun_args = ["--kill-on-bad-exit=1"]
-    if job.cpus_per_task:
-        srun_args.append(f"--cpus-per-task={job.cpus_per_task}")
     parameters: dict[str, Any] = {
         "job_name": job.name,
         "time": job.minutes,
@@ -141,20 +144,26 @@ def sbatch_parameters(job: Job) -> dict[str, Any]:
         "gpus_per_node": job.gpus_per_node or None,
         "cpus_per_task": job.cpus_per_task,
         "partition": job.partition,
-        "additional_parameters": dict(job.sbatch_options),
-        "setup": ["unset " + " ".join(LAUNCH_VARIABLES), "export SLURM_EXPORT_ENV=ALL"],
-        "srun_args": srun_args,
+        "signal_delay_s": job.signal_seconds,
+        "additional_parameters": {"requeue": True, **dict(job.sbatch_options)},
+        # A leftover of another launch would contradict Slurm.
+        "setup": ["unset " + " ".join(LAUNCH_VARIABLES)],
+        "stderr_to_stdout": True,
+        # One process on the first host, slurm.batch, which starts the ranks itself. Submitit's own way starts one of its
+        # processes per rank and answers Slurm's warning on the first of them alone, where saving needs all.
+        "use_srun": False,
         "wckey": None,
     }
     return {key: value for key, value in parameters.items() if value is not None or key == "wckey"}
 
 
-def sbatch_text(job: Job) -> str:
-    """The batch script that submitting the job would hand to sbatch."""
+def sbatch_text(job: Job, members: int = 1) -> str:
+    """The batch script that submitting the job (as an array, with several ``members``) would hand to sbatch."""
     from submitit.slurm.slurm import _make_sbatch_string  # the only way to its text without a Slurm installation
 
     inner = f"{shlex.quote(sys.executable)} -u -m submitit.core._submit {shlex.quote(str(log_folder(job)))}"
-    return _make_sbatch_string(command=inner, folder=log_folder(job), **sbatch_parameters(job))
+    parameters = sbatch_parameters(job) | ({"map_count": members} if members > 1 else {})
+    return _make_sbatch_string(command=inner, folder=log_folder(job), **parameters)
 
 
 def log_folder(job: Job) -> Path:

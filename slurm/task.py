@@ -1,4 +1,5 @@
-"""What each process that submitit starts does: become one rank of the training, and end as the training ends.
+"""What a process that submitit starts does: become one rank of the training (``TrainTask``, on this machine), or the inside of
+a batch job (``BatchTask``, on a cluster), and end as that ends.
 
 The training runs as a child of its own. Submitit installs signal handlers in the process it starts, and would answer a
 signal for the training on rank 0 alone, where saving needs every rank; the child keeps its signals to itself.
@@ -59,6 +60,26 @@ class TrainTask:
             partial.replace(note)  # whoever polls for the file finds it complete
         if code:
             sys.exit(code)
+
+
+@dataclass(frozen=True)
+class BatchTask:
+    """A picklable callable for a batch script: turn this process into ``slurm.batch`` with these arguments.
+
+    It replaces the process, so that Slurm's signals and the exit code have nothing in between. ``code`` is the frozen copy that
+    is imported.
+    """
+
+    arguments: tuple[str, ...]
+    code: str
+
+    def __call__(self) -> None:
+        """Never returns."""
+        env = {**os.environ, "PYTHONPATH": self.code}
+        for number in (signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2):  # submitit answers them with a requeue of its own
+            signal.signal(number, signal.SIG_DFL)
+        sys.stdout.flush()
+        os.execve(sys.executable, [sys.executable, "-P", "-u", "-m", "slurm.batch", *self.arguments], env)
 
 
 def exit_file(paths: JobPaths) -> Path:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 import shlex
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -14,7 +16,8 @@ from slurm.job import Job, Place, job_port, local_lines, parse_minutes, rank_env
 JOB = Job(
     name="demo",
     command=("python", "-m", "pipeline.train", "configs/x.yaml", "name=a b"),
-    folder=Path("/runs/demo/launch"),
+    batch=("pretrain", "configs/x.yaml", "name=a b"),
+    folder=Path("/runs/demo/jobs"),
     nodes=2,
     tasks_per_node=4,
     gpus_per_node=4,
@@ -23,6 +26,14 @@ JOB = Job(
     partition="gpu",
     sbatch_options=(("account", "lab"),),
 )
+FOLDER = Path(__file__).parent / "recorded"
+PLAIN = dataclasses.replace(JOB, nodes=1, tasks_per_node=2, gpus_per_node=0, partition=None, sbatch_options=())
+ODD = dataclasses.replace(
+    JOB, name="it's $HOME; echo no", folder=Path("/runs/a b/jobs"), sbatch_options=(("comment", "a; rm -rf /"), ("qos", "low"))
+)
+RECORDED = [("two_hosts.sh", JOB, 1), ("cpu.sh", PLAIN, 1), ("odd_characters.sh", ODD, 1), ("array.sh", JOB, 3)]
+"""Files in ``recorded/``; rewrite them with ``python -m tests.slurm.test_job``, then read the difference."""
+
 PLACE = Place(rank=5, size=8, local_rank=1, local_size=4, master_host="n1", master_port=20_007, under_slurm=True)
 
 
@@ -91,7 +102,8 @@ def test_outside_slurm_its_variables_go_and_cores_are_shared() -> None:
 
 def test_the_batch_script_asks_for_what_the_job_says() -> None:
     lines = sbatch_text(JOB).splitlines()
-    options = dict(line.removeprefix("#SBATCH --").split("=", 1) for line in lines if line.startswith("#SBATCH --"))
+    given = [line.removeprefix("#SBATCH --").partition("=") for line in lines if line.startswith("#SBATCH --")]
+    options = {key: value for key, _, value in given}
     expected = {
         "job-name": "demo",
         "nodes": "2",
@@ -102,20 +114,29 @@ def test_the_batch_script_asks_for_what_the_job_says() -> None:
         "partition": "gpu",
         "account": "lab",
         "open-mode": "append",
+        "requeue": "",
+        "signal": "USR2@300",
     }
     assert expected.items() <= options.items()
     assert "wckey" not in options, "some clusters refuse unknown keys"
 
 
-def test_the_batch_script_starts_ranks_without_leftovers_and_ends_with_the_first_failure() -> None:
+def test_one_process_on_the_first_host_and_no_leftovers() -> None:
     lines = sbatch_text(JOB).splitlines()
-    (srun,) = [shlex.split(line) for line in lines if line.startswith("srun ")]
-    assert "--kill-on-bad-exit=1" in srun
-    assert "--cpus-per-task=12" in srun
-    assert srun[-3:-1] == ["-m", "submitit.core._submit"]
+    assert not [line for line in lines if line.startswith("srun ")], "the inside of the job starts the ranks"
+    (command,) = [shlex.split(line) for line in lines if "submitit.core._submit" in line]
+    assert command[-3:-1] == ["-m", "submitit.core._submit"]
     (unset,) = [line for line in lines if line.startswith("unset ")]
     assert {"RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR"} <= set(unset.split())
-    assert lines.index(unset) < lines.index(shlex.join(srun))
+    assert lines.index(unset) < lines.index(shlex.join(command))
+
+
+@pytest.mark.parametrize(("name", "job", "members"), RECORDED)
+def test_batch_scripts_are_what_was_recorded(name: str, job: Job, members: int) -> None:
+    """A change of a script is a change of these files, to be read by whoever reviews it."""
+    text = sbatch_text(job, members).replace(sys.executable, "/venv/bin/python")
+    assert text == (FOLDER / name).read_text()
+    subprocess.run(["bash", "-n", str(FOLDER / name)], check=True)
 
 
 def test_a_job_without_gpus_does_not_ask_for_any() -> None:
@@ -133,3 +154,8 @@ def test_local_lines_name_every_rank_once_and_quote_the_command() -> None:
         assert "WORLD_SIZE=3" in line
         assert "MASTER_PORT=4000" in line
         assert tuple(line[-len(JOB.command) :]) == JOB.command
+
+
+if __name__ == "__main__":
+    for name, job, members in RECORDED:
+        (FOLDER / name).write_text(sbatch_text(job, members).replace(sys.executable, "/venv/bin/python"))

@@ -12,9 +12,11 @@ from pathlib import Path
 
 import pytest
 
+from pipeline import config
 from pipeline.errors import ConfigError, LaunchError
 from slurm.job import sbatch_text
 from slurm.launch import build_parser, main, plan
+from slurm.records import read_all
 
 REPOSITORY = Path(__file__).parents[2]
 
@@ -30,8 +32,8 @@ def config_file(tmp_path: Path) -> Path:
 
 
 def test_settings_and_options_may_be_mixed_in_any_order(config_file: Path) -> None:
-    arguments = ["--nodes", "2", str(config_file), "optim.lr=1e-3", "--cluster", "slurm", "train.steps=4000"]
-    job = plan(build_parser().parse_intermixed_args([*arguments, "--gpus-per-node", "4"]))
+    arguments = ["--nodes", "2", "pretrain", str(config_file), "optim.lr=1e-3", "--cluster", "slurm", "train.steps=4000"]
+    (job,) = plan(build_parser().parse_intermixed_args([*arguments, "--gpus-per-node", "4"]))
     assert job.command == (
         sys.executable,
         "-m",
@@ -41,7 +43,7 @@ def test_settings_and_options_may_be_mixed_in_any_order(config_file: Path) -> No
         "train.steps=4000",
     )
     assert (job.nodes, job.tasks_per_node, job.gpus_per_node, job.world_size) == (2, 4, 4, 8)
-    assert job.folder == config_file.parent / "runs" / "demo" / "launch"
+    assert job.folder == config_file.parent / "runs" / "demo" / "jobs"
 
 
 @pytest.mark.parametrize(
@@ -58,6 +60,7 @@ def test_settings_and_options_may_be_mixed_in_any_order(config_file: Path) -> No
             r"one process in this terminal, not 2; use local",
         ),
         (["--time", "90"], ConfigError, r"--time 90: expected HH:MM:SS"),
+        (["--sweep", "seed=0,1"], LaunchError, r"--sweep makes a job array, but --cluster is local"),
         (["--sbatch", "exclusive"], LaunchError, r"--sbatch exclusive: expected KEY=VALUE"),
     ],
 )
@@ -65,18 +68,18 @@ def test_what_cannot_work_is_refused_before_anything_starts(
     config_file: Path, arguments: list[str], error: type[Exception], message: str
 ) -> None:
     with pytest.raises(error, match=message):
-        main([str(config_file), *arguments])
+        main(["pretrain", str(config_file), *arguments])
     assert not (config_file.parent / "runs").exists()
 
 
 def test_without_slurm_the_error_names_the_way_out(config_file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PATH", str(config_file.parent))
     with pytest.raises(LaunchError, match=r"no srun in PATH; .* --dry-run"):
-        main([str(config_file), "--cluster", "slurm"])
+        main(["pretrain", str(config_file), "--cluster", "slurm"])
 
 
 def test_a_dry_run_prints_commands_that_a_shell_reads_back(config_file: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert main([str(config_file), "name=it's", "--tasks-per-node", "2", "--dry-run"]) == 0
+    assert main(["pretrain", str(config_file), "name=it's", "--tasks-per-node", "2", "--dry-run"]) == 0
     lines = [shlex.split(line) for line in capsys.readouterr().out.splitlines()]
     assert [line[-1] for line in lines] == ["name=it's", "name=it's"]
     assert not (config_file.parent / "runs").exists()
@@ -99,20 +102,49 @@ def test_what_is_submitted_is_what_the_dry_run_shows(
     config_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     received = _fake_cluster(tmp_path, monkeypatch)
-    arguments = [str(config_file), "--cluster", "slurm", "--nodes", "2", "--gpus-per-node", "4", "--cpus-per-task", "6"]
+    arguments = [
+        "pretrain",
+        str(config_file),
+        "--cluster",
+        "slurm",
+        "--nodes",
+        "2",
+        "--gpus-per-node",
+        "4",
+        "--cpus-per-task",
+        "6",
+    ]
     assert main([*arguments, "--dry-run"]) == 0
     shown = capsys.readouterr().out
     assert not received.exists()
     assert main(arguments) == 0
     assert received.read_text().strip() == shown.strip()
-    assert shown.strip() == sbatch_text(plan(build_parser().parse_intermixed_args(arguments))).strip()
+    assert shown.strip() == sbatch_text(*plan(build_parser().parse_intermixed_args(arguments))).strip()
     said = capsys.readouterr().out
-    assert "submitted job 4242: 8 processes on 2 nodes" in said
-    assert re.search(r"logs: \S+/runs/demo/launch/4242/4242_RANK_log\.out", said)
+    assert "submitted job 4242: demo, 8 processes on 2 nodes" in said
+    assert re.search(r"log: \S+/runs/demo/jobs/4242/4242_0_log\.out", said)
+    (record,) = read_all(config_file.parent / "runs" / "demo")
+    assert (record.job, record.kind) == ("4242", "pretrain")
+    (frozen,) = (config_file.parent / "runs" / "demo" / "jobs").glob("submitted-*")
+    assert config.load(frozen / "config.yaml").eval.at_end, "the copy is the run's; the job's own changes are made in the job"
+
+
+def test_a_sweep_is_one_array_with_a_run_each(
+    config_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    received = _fake_cluster(tmp_path, monkeypatch)
+    assert main(["pretrain", str(config_file), "--cluster", "slurm", "--sweep", "seed=0,1,2"]) == 0
+    assert "#SBATCH --array=0-2%" in received.read_text()
+    said = capsys.readouterr().out
+    for number in range(3):
+        run = config_file.parent / "runs" / f"demo-seed{number}"
+        assert f"submitted job 4242_{number}: {run.name}" in said
+        (copy,) = run.glob("jobs/submitted-*/config.yaml")
+        assert config.load(copy).seed == number
 
 
 def test_debug_runs_the_training_in_this_terminal(config_file: Path) -> None:
-    command = [sys.executable, "-m", "slurm.launch", str(config_file), "--cluster", "debug", "train.steps=10"]
+    command = [sys.executable, "-m", "slurm.launch", "pretrain", str(config_file), "--cluster", "debug", "train.steps=10"]
     done = subprocess.run(command, capture_output=True, text=True, cwd=REPOSITORY, check=False)
     assert done.returncode == 2
     assert "error: optim.warmup_steps = 2000" in done.stderr

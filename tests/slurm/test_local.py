@@ -25,7 +25,7 @@ def _job(folder: Path, program: str, processes: int) -> Job:
     """A job whose ranks run ``program``; its working folder is ``folder``."""
     script = folder / "program.py"
     script.write_text("import os, sys, time, pathlib\nrank = int(os.environ['RANK'])\n" + textwrap.dedent(program))
-    return Job("demo", (sys.executable, str(script), str(folder)), folder / "launch", tasks_per_node=processes)
+    return Job("demo", (sys.executable, str(script), str(folder)), (), folder / "launch", tasks_per_node=processes)
 
 
 @pytest.fixture(autouse=True)
@@ -77,7 +77,7 @@ def test_a_rank_killed_by_a_signal_is_a_failure_with_the_shells_code(tmp_path: P
 
 
 def test_a_command_that_does_not_exist_fails(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert run_local(Job("demo", ("/no/such/program",), tmp_path / "launch")) == 1
+    assert run_local(Job("demo", ("/no/such/program",), (), tmp_path / "launch")) == 1
     assert "/no/such/program" in capsys.readouterr().err
 
 
@@ -91,7 +91,7 @@ def test_stopping_the_launcher_stops_every_rank(tmp_path: Path) -> None:
     job = _job(tmp_path, program, processes=2)
     starter = (
         "import sys; from pathlib import Path; from slurm.job import Job; from slurm.local import run_local; "
-        f"sys.exit(run_local(Job('demo', {job.command!r}, Path({str(job.folder)!r}), tasks_per_node=2)))"
+        f"sys.exit(run_local(Job('demo', {job.command!r}, (), Path({str(job.folder)!r}), tasks_per_node=2)))"
     )
     launcher = subprocess.Popen([sys.executable, "-c", starter], cwd=REPOSITORY, stdout=subprocess.DEVNULL)
     files = [tmp_path / "pid0", tmp_path / "pid1"]
