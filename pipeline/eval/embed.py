@@ -75,6 +75,8 @@ class Subject:
     image_std: tuple[float, float, float]
     provenance: dict[str, Any]
     """Where the weights come from (run, step, digest); copied into every result."""
+    scale: float = 100.0
+    """1 / temperature that the model learned: what turns cosines into confidence."""
 
 
 @dataclass(frozen=True)

@@ -10,6 +10,7 @@ decides what that means (the command exits non-zero).
 
 from __future__ import annotations
 
+import contextlib
 import datetime
 import hashlib
 import json
@@ -18,12 +19,14 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
+from pipeline import dist
 from pipeline.config import EvalConfig
 from pipeline.data.evalset import EvalSet
 from pipeline.dist import World
 from pipeline.errors import DataError, PipelineError
-from pipeline.eval import geometry, retrieval, zero_shot
+from pipeline.eval import calibration, geometry, retrieval, zero_shot
 from pipeline.eval.embed import Embeddings, Subject, embed_set, embed_texts
 from pipeline.eval.together import all_or_none
 
@@ -31,8 +34,8 @@ PROTOCOL = (
     "fp32 embeddings, exact scores; zero-shot: prompt embeddings averaged per class, lower class index wins ties; "
     "retrieval: best own candidate counts, ties with others are misses"
 )
-GEOMETRY_PAIRS = 5000
-"""Geometry is measured on the first captions of at most this many samples: its cost grows with the square."""
+MAX_PAIRS = 5000
+"""Geometry and the calibration of retrieval are measured on at most this many samples and their first captions."""
 
 
 def evaluate(
@@ -44,8 +47,12 @@ def evaluate(
     batch_size: int,
     out: Path | None = None,
     progress: bool = True,
+    force: bool = False,
 ) -> list[dict[str, Any]]:
     """Evaluate ``subject`` on each folder of ``sets``; all ranks call it and get the same results.
+
+    A set that ``out`` has a result of already, from the same weights, the same files and the same protocol, is not measured
+    again.
 
     Args:
         subject: the model, on ``device``.
@@ -55,14 +62,21 @@ def evaluate(
         batch_size: samples decoded ahead per rank; never changes a number.
         out: rank 0 appends one JSON line per set, as soon as it is done.
         progress: show progress bars on rank 0.
+        force: measure again what was measured already.
 
     Returns:
-        One JSON-ready dict per set, in order; ``"error"`` in it means that this set failed.
+        One JSON-ready dict per set, in order; ``"error"`` in it means that this set failed, ``"cached"`` that it was known.
     """
     results = []
     for folder in sets:
         try:
-            measured = _evaluate_set(subject, Path(folder), world, device, batch_size, progress)
+            files = all_or_none(lambda: files_sha256(Path(folder)) if world.is_main else "", world)  # noqa: B023  # called at once
+            files = dist.broadcast_object(files)
+            known = None if force else dist.broadcast_object(_known(out, subject, files) if world.is_main else None)
+            if known is not None:
+                results.append({**known, "cached": True})
+                continue
+            measured = {"files_sha256": files, **_evaluate_set(subject, Path(folder), world, device, batch_size, progress)}
         except PipelineError as error:  # raised on every rank alike, see all_or_none
             measured = {"error": f"{type(error).__name__}: {error}"}
         result = {
@@ -90,33 +104,84 @@ def _evaluate_set(
     result: dict[str, Any] = {"samples": len(data.keys), "set_sha256": data.sha256}
     labelled = evalset.has_labels and bool(evalset.classnames)
     if labelled:
-        result["zero_shot"] = _zero_shot(subject, evalset, data, world, device)
+        result |= _zero_shot(subject, evalset, data, world, device)
     if data.captions:
         result["retrieval"] = retrieval.recalls(data.image_Nd, data.text_Md, data.owner_M, world, data.unseen_N)
-        first_captions = {int(owner): j for j, owner in reversed(list(enumerate(data.owner_M.tolist())))}
-        pairs = sorted(first_captions.items())[:GEOMETRY_PAIRS]
-        if len(pairs) > 1:
-            image_index, text_index = map(list, zip(*pairs, strict=True))
-            result["geometry"] = geometry.measure(data.image_Nd[image_index], data.text_Md[text_index])
+        image_Pd, text_Pd = _first_pairs(data)
+        if len(image_Pd) > 1:
+            result["geometry"] = geometry.measure(image_Pd, text_Pd, subject.scale)
+            own_P = torch.arange(len(image_Pd), device=device)
+            result["retrieval_calibration"] = {
+                "text_to_image": calibration.measure(text_Pd, image_Pd, own_P, subject.scale, world),
+                "image_to_text": calibration.measure(image_Pd, text_Pd, own_P, subject.scale, world),
+            }
     if not labelled and not data.captions:
         raise DataError(f"{folder}: neither labels with classnames.txt nor captions; there is nothing to measure")
     return result
 
 
+def _first_pairs(data: Embeddings) -> tuple[Tensor, Tensor]:
+    """The first samples that have captions, each with its first one; at most ``MAX_PAIRS``."""
+    first_captions = {owner: j for j, owner in reversed(list(enumerate(data.owner_M.tolist())))}
+    pairs = sorted(first_captions.items())[:MAX_PAIRS]
+    images, texts = [owner for owner, _ in pairs], [j for _, j in pairs]
+    return data.image_Nd[images], data.text_Md[texts]
+
+
 def _zero_shot(subject: Subject, evalset: EvalSet, data: Embeddings, world: World, device: torch.device) -> dict[str, Any]:
     classnames, templates = list(evalset.classnames), list(evalset.templates)
     prompt_Pd = embed_texts(subject, zero_shot.prompts(classnames, templates), world, device)
-    correct = zero_shot.count_topk(data.image_Nd, zero_shot.classifier(prompt_Pd, len(classnames)), data.label_N, world)
-    n = len(data.label_N)
+    class_Cd = zero_shot.classifier(prompt_Pd, len(classnames))
+    found = zero_shot.answers(data.image_Nd, class_Cd, data.label_N, world)
     return {
-        "n": n,
-        "classes": len(classnames),
-        "templates": len(templates),
-        "classnames_sha256": _sha256(classnames),
-        "templates_sha256": _sha256(templates),
-        **{f"correct@{k}": hits for k, hits in correct.items()},
-        **{f"accuracy@{k}": hits / n for k, hits in correct.items()},
+        "zero_shot": {
+            "classes": len(classnames),
+            "templates": len(templates),
+            "classnames_sha256": _sha256(classnames),
+            "templates_sha256": _sha256(templates),
+            **zero_shot.summary(found, len(classnames)),
+        },
+        "calibration": calibration.measure(data.image_Nd, class_Cd, data.label_N, subject.scale, world),
     }
+
+
+def files_sha256(folder: Path) -> str:
+    """Digest of a set's own files, names and bytes: what must be equal for a result to hold.
+
+    Raises:
+        DataError: the folder cannot be read.
+    """
+    digest = hashlib.sha256()
+    try:
+        paths = sorted([*folder.glob("*.txt"), *folder.glob("test/*")])
+        for path in paths:
+            with path.open("rb") as file:
+                digest.update(f"{path.relative_to(folder)}\n{hashlib.file_digest(file, 'sha256').hexdigest()}\n".encode())
+    except OSError as error:
+        raise DataError(f"evaluation set {folder} cannot be read: {error}") from error
+    return digest.hexdigest()
+
+
+def _known(out: Path | None, subject: Subject, files: str) -> dict[str, Any] | None:
+    """The newest result in ``out`` that would come out again."""
+    wanted = {
+        **{key: subject.provenance.get(key) for key in ("weights_sha256", "step")},
+        "files_sha256": files,
+        "protocol": PROTOCOL,
+    }
+    if out is None or not wanted["weights_sha256"]:
+        return None
+    equal = (r for r in reversed(read_results(out)) if "error" not in r and all(r.get(key) == wanted[key] for key in wanted))
+    return next(equal, None)
+
+
+def read_results(path: Path) -> list[dict[str, Any]]:
+    """The lines of a results file; one that is being written, or was cut short, is not there."""
+    found = []
+    for line in path.read_text(encoding="utf-8").splitlines(keepends=True) if path.exists() else []:
+        with contextlib.suppress(ValueError):
+            found.append(json.loads(line))
+    return found
 
 
 def _sha256(texts: list[str]) -> str:
@@ -139,8 +204,16 @@ def describe(result: dict[str, Any]) -> str:
         return f"{result['set']}\n  FAILED: {result['error']}"
     parts = []
     if zero := result.get("zero_shot"):
-        top1, top5 = zero["accuracy@1"], zero["accuracy@5"]
-        parts.append(f"zero-shot top-1 {top1:.2%} ({zero['correct@1']} of {zero['n']}), top-5 {top5:.2%}")
+        low, high = zero["interval@1"]
+        parts.append(
+            f"zero-shot top-1 {zero['accuracy@1']:.2%} ({zero['correct@1']} of {zero['n']}; 95 %: {low:.2%} to {high:.2%}), "
+            f"top-5 {zero['accuracy@5']:.2%}, mean per class {zero['mean_per_class@1']:.2%}"
+        )
+    if confidence := result.get("calibration"):
+        parts.append(
+            f"calibration: ECE {confidence['ece']:.3f}, NLL {confidence['nll']:.3f} at scale {confidence['scale']:.1f}"
+            + (f"; {confidence['ece_fitted']:.3f} at {confidence['fitted_scale']:.1f}" if "fitted_scale" in confidence else "")
+        )
     found = result.get("retrieval", {})
     for label, group in (("", found), ("unseen concepts: ", found.get("unseen"))):
         for direction in ("text_to_image", "image_to_text") if group else ():

@@ -21,9 +21,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from pipeline import dist
 from pipeline.dist import World
 from pipeline.errors import DataError
-from pipeline.eval.scores import my_rows, score_rows, sum_hits, to_grid
+from pipeline.eval.intervals import interval
+from pipeline.eval.scores import my_rows, score_rows, to_grid
 
 CUTOFFS = (1, 5, 10)
 
@@ -67,15 +69,23 @@ def recalls(image_Nd: Tensor, text_Md: Tensor, owner_M: Tensor, world: World, un
     result: dict[str, Any] = {}
     for direction, (query_Qd, query_owner_Q, gallery_Gd, gallery_owner_G) in directions.items():
         mine = my_rows(len(query_Qd), world)
-        rank_Q = owner_ranks(query_Qd[mine], query_owner_Q[mine], gallery_Gd, gallery_owner_G)
-        result[direction] = _summary(len(query_Qd), sum_hits(rank_Q, CUTOFFS))
+        rank_Q = dist.all_gather_rows(owner_ranks(query_Qd[mine], query_owner_Q[mine], gallery_Gd, gallery_owner_G))
+        result[direction] = _summary(rank_Q, query_owner_Q)
         if unseen_N is not None:
-            unseen_Q = unseen_N[query_owner_Q]
-            hits = sum_hits(rank_Q, CUTOFFS, unseen_Q[mine])
-            result.setdefault("unseen", {})[direction] = _summary(int(unseen_Q.sum()), hits)
+            chosen_Q = unseen_N[query_owner_Q]
+            result.setdefault("unseen", {})[direction] = _summary(rank_Q[chosen_Q], query_owner_Q[chosen_Q])
     return result
 
 
-def _summary(n: int, correct: dict[int, int]) -> dict[str, Any]:
-    counts = {f"correct@{k}": hits for k, hits in correct.items()}
-    return {"n": n, **counts, **{f"recall@{k}": hits / n if n else None for k, hits in correct.items()}}
+def _summary(rank_Q: Tensor, owner_Q: Tensor) -> dict[str, Any]:
+    """Counts, rates, median rank, and the interval of recall at 1; the queries of one owner are drawn together."""
+    n = len(rank_Q)
+    hits = {k: int((rank_Q <= k).sum()) for k in CUTOFFS}
+    found: dict[str, Any] = {"n": n, **{f"correct@{k}": count for k, count in hits.items()}}
+    found |= {f"recall@{k}": count / n if n else None for k, count in hits.items()}
+    if n:
+        _, place_Q = torch.unique(owner_Q, return_inverse=True)
+        first = torch.bincount(place_Q, weights=(rank_Q <= 1).double())
+        found["median_rank"] = float(rank_Q.double().median())
+        found["interval@1"] = interval(first.cpu().numpy(), torch.bincount(place_Q).cpu().numpy())
+    return found

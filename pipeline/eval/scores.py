@@ -20,7 +20,6 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
-from pipeline import dist
 from pipeline.dist import World
 from pipeline.errors import NumericsError
 
@@ -57,16 +56,3 @@ def score_rows(query_Qd: Tensor, gallery_Gd: Tensor) -> Iterator[tuple[slice, Te
 def my_rows(count: int, world: World) -> slice:
     """This rank's contiguous share of ``count`` rows; shares differ by at most one row and may be empty."""
     return slice(count * world.rank // world.size, count * (world.rank + 1) // world.size)
-
-
-def sum_hits(rank_Q: Tensor, cutoffs: tuple[int, ...], select_Q: Tensor | None = None) -> dict[int, int]:
-    """How many ranks, over all processes, are within each cutoff; exact integers.
-
-    Args:
-        rank_Q: this process's share of the ranks, int64, 1 = first.
-        cutoffs: the K of top-K.
-        select_Q: bool, count only these; None counts all.
-    """
-    counted_Q = rank_Q if select_Q is None else rank_Q[select_Q]
-    hits = torch.tensor([int((counted_Q <= k).sum()) for k in cutoffs], dtype=torch.int64, device=rank_Q.device)
-    return dict(zip(cutoffs, dist.all_reduce_sum(hits).tolist(), strict=True))

@@ -22,9 +22,10 @@ from pipeline.config import ModelConfig, ObjectiveConfig
 from pipeline.data import tokenizer
 from pipeline.errors import CheckpointError
 from pipeline.eval.embed import Subject
-from pipeline.export import CONFIG_FILE, REPORT_FILE, WEIGHTS_FILE, load_trained, locate
+from pipeline.export import CONFIG_FILE, REPORT_FILE, WEIGHTS_FILE
 from pipeline.models import clip
 from pipeline.models.towers import architecture
+from pipeline.trained import load_trained, locate
 
 
 @dataclass(frozen=True)
@@ -53,7 +54,9 @@ def load(path: Path, device: torch.device) -> Target:
     state = checkpoint.read_state(folder)
     provenance = {"run": cfg.name, "step": state.step, "weights_sha256": state.weights_sha256}
     tokens = tokenizer.build(architecture(cfg.model))
-    subject = Subject(model.to(device), tokens, cfg.model.image_mean, cfg.model.image_std, provenance)
+    subject = Subject(
+        model.to(device), tokens, cfg.model.image_mean, cfg.model.image_std, provenance, model.logit_scale().item()
+    )
     return Target(subject, cfg.eval.sets, locate(path)[0] / "eval.jsonl")
 
 
@@ -69,8 +72,9 @@ def _from_export(folder: Path, device: torch.device) -> Target:
             raise CheckpointError(f"{folder / CONFIG_FILE}: {key} = {preprocess[key]!r}; only {ours!r} is supported")
     report = folder / REPORT_FILE
     known: dict[str, Any] = json.loads(report.read_text(encoding="utf-8")) if report.is_file() else {}
+    model = clip.build(model_cfg, ObjectiveConfig()).to(device).eval()
     subject = Subject(
-        clip.build(model_cfg, ObjectiveConfig()).to(device).eval(),
+        model,
         tokenizer.build(_local_tokenizer(architecture(model_cfg), folder)),
         tuple(preprocess.get("mean", model_cfg.image_mean)),
         tuple(preprocess.get("std", model_cfg.image_std)),
@@ -79,6 +83,7 @@ def _from_export(folder: Path, device: torch.device) -> Target:
             "step": known.get("step"),
             "weights_sha256": checkpoint.file_sha256(folder / WEIGHTS_FILE),
         },
+        model.logit_scale().item(),
     )
     return Target(subject, (), folder / "eval.jsonl")
 

@@ -75,9 +75,12 @@ def test_results_are_appended(tmp_path: Path) -> None:
 def test_a_result_reads_as_text(tmp_path: Path) -> None:
     folder = write_levels(tmp_path / "levels", range(0, 60, 3))
     (result,) = evaluate(angle_subject(), [folder], World(), CPU, batch_size=64, progress=False)
+    confidence = result["calibration"]
     assert describe(result).splitlines() == [
         "levels",
-        "  zero-shot top-1 100.00% (20 of 20), top-5 100.00%",
+        "  zero-shot top-1 100.00% (20 of 20; 95 %: 100.00% to 100.00%), top-5 100.00%, mean per class 100.00%",
+        f"  calibration: ECE {confidence['ece']:.3f}, NLL {confidence['nll']:.3f} at scale 100.0; "
+        f"{confidence['ece_fitted']:.3f} at {confidence['fitted_scale']:.1f}",
         "  text to image R@1/5/10 100.00% / 100.00% / 100.00% (n = 20)",
         "  image to text R@1/5/10 100.00% / 100.00% / 100.00% (n = 20)",
         "  unseen concepts: text to image R@1/5/10 100.00% / 100.00% / 100.00% (n = 7)",

@@ -60,8 +60,13 @@ def test_training_evaluates_as_the_command_does(tmp_path: Path, noise: Path) -> 
     folder = cfg.run_dir / "checkpoints" / "step-00000040"
     (during,) = evaluate_checkpoint(folder, cfg.eval, World(), torch.device("cpu"))
     assert main([str(cfg.run_dir)]) == 0
+    assert len(measured(cfg.run_dir / "eval.jsonl")) == 1, "what is known is not measured again"
+    assert main([str(cfg.run_dir), "--force"]) == 0
     first, second = measured(cfg.run_dir / "eval.jsonl")
     assert first == second
+    (noise / "classnames.txt").write_text((noise / "classnames.txt").read_text().replace("a", "b"))
+    assert main([str(cfg.run_dir)]) == 0
+    assert len(measured(cfg.run_dir / "eval.jsonl")) == 3, "another set, although at the same place"
     assert during["zero_shot"] == first["zero_shot"]
 
 

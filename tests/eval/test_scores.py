@@ -6,7 +6,7 @@ import torch.nn.functional as F
 
 from pipeline.dist import World
 from pipeline.errors import NumericsError
-from pipeline.eval.scores import my_rows, score_rows, sum_hits, to_grid
+from pipeline.eval.scores import my_rows, score_rows, to_grid
 
 
 def unit_rows(n: int, d: int, seed: int = 0) -> torch.Tensor:
@@ -58,10 +58,3 @@ def test_my_rows_is_a_partition(count: int, size: int) -> None:
     assert [i for share in shares for i in range(count)[share]] == list(range(count))
     lengths = [share.stop - share.start for share in shares]
     assert max(lengths) - min(lengths) <= 1
-
-
-def test_sum_hits_counts_within_cutoffs() -> None:
-    ranks = torch.tensor([1, 1, 4, 6, 11])
-    assert sum_hits(ranks, (1, 5, 10)) == {1: 2, 5: 3, 10: 4}
-    assert sum_hits(ranks, (1, 5), torch.tensor([False, True, False, True, True])) == {1: 1, 5: 1}
-    assert sum_hits(ranks[:0], (1,)) == {1: 0}

@@ -14,6 +14,7 @@ from pipeline.checkpoint import TrainState
 from pipeline.config import RunConfig, dump, from_tree
 from pipeline.dist import World
 from pipeline.models import clip
+from pipeline.pieces import Reader, Snapshot, whole
 from tests.eval.helpers import SIZE
 
 TINY: dict[str, Any] = {
@@ -37,11 +38,11 @@ class Weights:
     def __init__(self, tensors: dict[str, Tensor]) -> None:
         self.tensors = tensors
 
-    def save(self, folder: Path) -> None:
-        (folder / "engine").mkdir()
+    def snapshot(self) -> Snapshot:
+        return whole(self.tensors)
 
-    def consolidated(self) -> dict[str, Tensor]:
-        return self.tensors
+    def restore(self, reader: Reader) -> None:
+        raise AssertionError("evaluation restores no engine")
 
 
 def write_run(
@@ -51,6 +52,7 @@ def write_run(
     name: str = "tiny",
     sets: tuple[str, ...] = (),
     extra: dict[str, Tensor] | None = None,
+    terms: str = "clip",
 ) -> tuple[RunConfig, clip.ClipModel]:
     """A run folder with one checkpoint at step 40; returns its configuration and the model that was saved.
 
@@ -60,6 +62,7 @@ def write_run(
         name: the run's name.
         sets: its evaluation sets.
         extra: tensors that replace or join those of the model in the checkpoint.
+        terms: the one term of its loss.
     """
     tree = {
         "name": name,
@@ -69,10 +72,11 @@ def write_run(
         "train": {"steps": 40, "global_batch_size": 32},
         "optim": {"warmup_steps": 0},
         "eval": {"sets": list(sets)},
+        "objective": {"terms": {terms: {}}},
     }
     cfg = from_tree(tree)
     torch.manual_seed(0)
-    trained = clip.build(cfg.model, cfg.objective).eval()
+    trained = clip.build(cfg.model, cfg.objective, num_view_params=5).eval()
     cfg.run_dir.mkdir(parents=True)
     (cfg.run_dir / "config.yaml").write_text(dump(cfg))
     weights = {key: tensor.clone() for key, tensor in trained.state_dict().items()} | (extra or {})
