@@ -146,7 +146,7 @@ def embed_texts(subject: Subject, texts: Sequence[str], world: World, device: to
     def mine() -> Tensor:
         rows = []
         for chunk in _bar(chunks[world.rank :: world.size], "texts", world, progress):
-            rows.append(_forward(subject.model.encode_text, subject.tokenizer(chunk).to(device)))
+            rows.append(forward(subject.model.encode_text, subject.tokenizer(chunk).to(device)))
         return _concatenate(rows, subject, device)
 
     with _repeatable(subject.model):
@@ -187,7 +187,7 @@ def _embed_images(
     for batches in _bar(reader, evalset.folder.name, world, progress, total=len(parts)):
         for batch in batches:
             pixels = normalise(batch.image_BCHW.to(device), subject.image_mean, subject.image_std)
-            embeddings.append(_forward(subject.model.encode_image, pixels))
+            embeddings.append(forward(subject.model.encode_image, pixels))
             rows += _rows(batch)
     return _concatenate(embeddings, subject, device), rows
 
@@ -228,7 +228,7 @@ def _rows(batch: EvalBatch) -> list[_Row]:
     return rows
 
 
-def _forward(encode: Callable[[Tensor], Tensor], inputs: Tensor) -> Tensor:
+def forward(encode: Callable[[Tensor], Tensor], inputs: Tensor) -> Tensor:
     """``encode`` in one pass of exactly ``FORWARD_ROWS`` rows; the padding repeats the first row."""
     n = len(inputs)
     assert 0 < n <= FORWARD_ROWS, f"{n} rows in one part; a part has 1 to {FORWARD_ROWS}"
@@ -240,7 +240,7 @@ def _concatenate(rows: list[Tensor], subject: Subject, device: torch.device) -> 
     """Rows [n, d]; a rank without any work still has to know d for the gather."""
     if rows:
         return torch.cat(rows)
-    return _forward(subject.model.encode_text, subject.tokenizer([""]).to(device))[:0]
+    return forward(subject.model.encode_text, subject.tokenizer([""]).to(device))[:0]
 
 
 def _bar(items: Any, what: str, world: World, progress: bool, total: int | None = None) -> Any:

@@ -26,7 +26,7 @@ from pipeline.config import EvalConfig
 from pipeline.data.evalset import EvalSet
 from pipeline.dist import World
 from pipeline.errors import DataError, PipelineError
-from pipeline.eval import calibration, geometry, retrieval, zero_shot
+from pipeline.eval import calibration, geometry, probes, retrieval, zero_shot
 from pipeline.eval.embed import Embeddings, Subject, embed_set, embed_texts
 from pipeline.eval.together import all_or_none
 
@@ -105,6 +105,12 @@ def _evaluate_set(
     labelled = evalset.has_labels and bool(evalset.classnames)
     if labelled:
         result |= _zero_shot(subject, evalset, data, world, device)
+        if (folder / "train").is_dir():
+            train_set = all_or_none(lambda: EvalSet.open(folder, "train"), world)
+            train = embed_set(subject, train_set, world, device, batch_size, progress)
+            result["probes"] = probes.probe(
+                train.image_Nd, train.label_N, data.image_Nd, data.label_N, len(evalset.classnames), world
+            )
     if data.captions:
         result["retrieval"] = retrieval.recalls(data.image_Nd, data.text_Md, data.owner_M, world, data.unseen_N)
         image_Pd, text_Pd = _first_pairs(data)
@@ -153,7 +159,7 @@ def files_sha256(folder: Path) -> str:
     """
     digest = hashlib.sha256()
     try:
-        paths = sorted([*folder.glob("*.txt"), *folder.glob("test/*")])
+        paths = sorted([*folder.glob("*.txt"), *folder.glob("test/*"), *folder.glob("train/*")])
         for path in paths:
             with path.open("rb") as file:
                 digest.update(f"{path.relative_to(folder)}\n{hashlib.file_digest(file, 'sha256').hexdigest()}\n".encode())
@@ -213,6 +219,12 @@ def describe(result: dict[str, Any]) -> str:
         parts.append(
             f"calibration: ECE {confidence['ece']:.3f}, NLL {confidence['nll']:.3f} at scale {confidence['scale']:.1f}"
             + (f"; {confidence['ece_fitted']:.3f} at {confidence['fitted_scale']:.1f}" if "fitted_scale" in confidence else "")
+        )
+    if known := result.get("probes"):
+        shots = ", ".join(f"{k}: {entry['mean']:.1%}" for k, entry in known["few_shot"].items())
+        parts.append(
+            f"probes: linear {known['linear']['accuracy']:.2%}, {known['knn']['k']} nearest {known['knn']['accuracy']:.2%}"
+            + (f", shots {shots}" if shots else "")
         )
     found = result.get("retrieval", {})
     for label, group in (("", found), ("unseen concepts: ", found.get("unseen"))):
