@@ -97,6 +97,7 @@ def count_received(size: int) -> list[float]:
         "reduce_scatter_single": lambda own, parts: (size - 1) * nbytes(own),
         "reduce_scatter_tensor": lambda own, parts: (size - 1) * nbytes(own),
         "all_to_all": lambda out, parts: nbytes(out) * (size - 1) / size,
+        "all_to_all_single": lambda out, own: nbytes(out) * (size - 1) / size,
         "all_reduce": lambda tensor, *_: 2 * nbytes(tensor) * (size - 1) / size,
         "scatter": lambda own, parts: nbytes(own) * (size - 1) / size,  # called once per rank as the source
         "reduce": lambda tensor, *_: nbytes(tensor) * (size - 1) / size,
@@ -109,7 +110,6 @@ def count_received(size: int) -> list[float]:
             for holder in (torch_dist, torch_dist.distributed_c10d, torch_dist.nn.functional.dist):
                 setattr(holder, name, counted)
     gather._all_gather = _counted(gather._all_gather, costs["all_gather"], box)
-    gather._reduce_scatter = _counted(gather._reduce_scatter, costs["reduce_scatter"], box)
     return box
 
 

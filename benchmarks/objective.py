@@ -1,7 +1,7 @@
 """The loss beside its peers: CPU time of forward and backward on one thread, and peak memory, interleaved in one run.
 
     python benchmarks/objective.py                       # InfoNCE against open_clip's ClipLoss; all terms against autograd
-    python benchmarks/objective.py --batch 8192 --width 512 --rounds 5
+    python benchmarks/objective.py --batch 8192 --width 512 --rounds 5 --only InfoNCE
 
 Each measurement runs in a process of its own, peers taking turns, and the smallest of the rounds counts: other work on the
 machine only ever adds. Time is CPU time of the process (``process_time``), memory the growth of its peak resident set.
@@ -17,6 +17,9 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).parent.parent))
 
 ALL_TERMS = {
     "uniclip": {"image_image": "own", "text_text": "tie"},
@@ -35,6 +38,7 @@ def main() -> None:
     parser.add_argument("--width", type=int, default=256)
     parser.add_argument("--scale", type=float, default=14.3)
     parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--only", choices=("InfoNCE", "all terms"), help="one of the two comparisons")
     parser.add_argument("--variant", choices=VARIANTS, help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.variant:
@@ -42,7 +46,7 @@ def main() -> None:
         return
     best: dict[str, dict[str, float]] = {}
     for _ in range(args.rounds):
-        for name in VARIANTS:
+        for name in (name for name in VARIANTS if name.startswith(args.only or "")):
             found = _in_child(name, args)
             best[name] = {key: min(value, best.get(name, found)[key]) for key, value in found.items()}
     print(
@@ -53,7 +57,7 @@ def main() -> None:
         ("InfoNCE: this project", "InfoNCE: open_clip ClipLoss"),
         ("all terms: this project", "all terms: autograd"),
     ):
-        for name in (peer, ours):
+        for name in (name for name in (peer, ours) if name in best):
             row = best[name]
             ratios = f"{best[peer]['ms'] / row['ms']:6.2f}x {best[peer]['mb'] / row['mb']:6.1f}x"
             print(f"{name:34} {row['ms']:8.0f} {row['mb']:8.0f} {ratios}")

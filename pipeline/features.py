@@ -62,3 +62,6 @@ class Features(NamedTuple):
     """``scale`` (1 / temperature, bounded) and what the losses asked for; fp32, 0-dim, differentiable if learned."""
     group_b: Tensor
     """int64 [b]. Samples with equal ids show the same thing and are never each other's negatives."""
+    extras: dict[str, Tensor] = {}  # never written to
+    """What else a model makes of each sample, first axis b. A captioning model: ``caption_logits`` fp32 [b, L, vocabulary] and
+    ``caption_labels`` int64 [b, L], the token that position l should predict, -100 for padding."""

@@ -29,14 +29,19 @@ class ObjectiveConfig:
     min_temperature: float = 0.01
     """Bound that holds in every forward pass, whatever the optimizer did to the parameter."""
     learn_temperature: bool = True
-    tile: int = 512
-    """Rows and columns of a tile of cosines; changes memory and speed only."""
+    tile: int | None = None
+    """Rows and columns of a tile of cosines; changes memory and speed only. None: 512 on the CPU, 4096 on a GPU."""
+    keep_mb: float = 24.0
+    """Memory in MB for cosines of the first pass that the second uses again; what does not fit is computed twice."""
     gather_dtype: Literal["fp32", "bf16"] = "fp32"
     """What embeddings travel between ranks in; gradients return in fp32 either way."""
+    product_dtype: Literal["fp32", "bf16"] = "fp32"
+    """What embeddings are rounded to for products with negatives; sums and positives are fp32 either way."""
 
 
 RANGES: Ranges = {
     "objective.tile": (1, INFINITY),
+    "objective.keep_mb": (0, INFINITY),
 }
 
 

@@ -54,20 +54,24 @@ class MicroBatches:
             for name in seen[0].embeddings
         }
         scalars = {name: value.detach().clone().requires_grad_() for name, value in seen[0].scalars.items()}
-        self._leaves = Features(embeddings, scalars, inputs.group_b)
+        extras = {name: torch.cat([features.extras[name].detach() for features in seen]) for name in seen[0].extras}
+        extras = {name: value.requires_grad_(value.is_floating_point()) for name, value in extras.items()}
+        self._leaves = Features(embeddings, scalars, inputs.group_b, extras)
         return self._leaves
 
     def backward(self, loss: Tensor) -> None:
         """Bring the gradient of ``loss``, a function of the features that ``forward`` returned, to the parameters."""
         assert self._leaves is not None, "backward before forward"
-        leaves = {**self._leaves.embeddings, **self._leaves.scalars}
+        numbers = {name: value for name, value in self._leaves.extras.items() if value.requires_grad}
+        leaves = {**self._leaves.embeddings, **numbers, **self._leaves.scalars}
         found = torch.autograd.grad(loss, list(leaves.values()), allow_unused=True)
         grads = {name: grad for name, grad in zip(leaves, found, strict=True) if grad is not None}
         for place in range(self._count):
             features = self._live or self._run(place)
             rows = slice(place * len(features.group_b), (place + 1) * len(features.group_b))
             # Its gradient is the loss's: each embedding times what the loss says about it. The scalars count once.
-            terms = [(z * grads[name][rows]).sum() for name, z in features.embeddings.items() if name in grads]
+            by_sample = {**features.embeddings, **features.extras}
+            terms = [(z * grads[name][rows]).sum() for name, z in by_sample.items() if name in grads]
             terms += [(place == 0) * value * grads[name] for name, value in features.scalars.items() if name in grads]
             self._engine.backward(torch.stack(terms).sum(), last=place == self._count - 1)
         self._live = self._leaves = None

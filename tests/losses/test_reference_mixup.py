@@ -185,6 +185,17 @@ def test_derangements_are_uniform_and_repeatable() -> None:
     assert torch.equal(first.sort().values, torch.arange(50))
 
 
+@pytest.mark.parametrize(("count", "block"), [(4096, 64), (96, 32), (12, 4), (6, 2), (9, 9), (1, 1)])
+def test_partners_lie_in_blocks_that_depend_on_the_batch_alone(count: int, block: int) -> None:
+    assert reference.derangement_block(count) == block
+    partner = reference.random_derangement(np.random.default_rng(3), count, block)
+    own = torch.arange(count)
+    assert torch.equal(partner.sort().values, own) and torch.equal(partner // block, own // block)
+    assert count == 1 or not (partner == own).any()
+    if count // block > 8 and block > 8:  # blocks are permuted each by itself
+        assert len({tuple((part - part.min()).tolist()) for part in partner.view(-1, block)}) > 1
+
+
 def test_one_sample_is_its_own_partner() -> None:
     assert reference.random_derangement(np.random.default_rng(0), 1).tolist() == [0]
 

@@ -107,7 +107,7 @@ TWINS = [0, 0, 1, 2, 3, 4]
 
 def test_the_cases_are_all_the_terms() -> None:
     elsewhere = {"II", "IT", "TT", "DomainRule", "REFERENCE_BATCH", "captioning"}
-    elsewhere |= {"slerp", "slerp_weights", "draw_lambda", "random_derangement"}
+    elsewhere |= {"slerp", "slerp_weights", "draw_lambda", "random_derangement", "derangement_block"}
     assert {name.split(",")[0] for name in CASES} | elsewhere == set(r.__all__)
 
 

@@ -32,6 +32,7 @@ Example:
 from pipeline.losses.reference.clip import captioning, info_nce, siglip
 from pipeline.losses.reference.gap import alignment, cross_uniformity, uniformity
 from pipeline.losses.reference.mixup import (
+    derangement_block,
     draw_lambda,
     l_mix,
     m2_mix,
@@ -72,6 +73,7 @@ __all__ = [
     "cross_consistency_gram",
     "cross_uniformity",
     "cyclip",
+    "derangement_block",
     "draw_lambda",
     "geometric_consistency",
     "in_modal_info_nce",

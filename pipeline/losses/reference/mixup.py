@@ -5,6 +5,7 @@ code. m2-Mix makes hard negatives between the modalities; V-, L- and VL-Mix mix 
 small weights each, to the CLIP loss. There lambda is one number per term and step and the partner is the batch reversed; here
 both are arguments per sample, ``lam_B`` in [0, 1] and the permutation ``partner_B``, of which that is a special case.
 Randomness stays outside: ``draw_lambda`` and ``random_derangement`` are the only draws, and pure functions of a generator.
+Training draws partners within ``derangement_block`` consecutive samples of the (shuffled) batch.
 
 What per-sample lambdas, permutations and groups leave open, and what is done:
 
@@ -22,6 +23,8 @@ Example:
 """
 
 from __future__ import annotations
+
+import math
 
 import numpy as np
 import torch
@@ -167,15 +170,26 @@ def draw_lambda(generator: np.random.Generator, alpha: float, count: int, per_sa
     return torch.from_numpy(generator.beta(alpha, alpha, size=count if per_sample else 1)).expand(count).clone()
 
 
-def random_derangement(generator: np.random.Generator, count: int) -> Tensor:
+def random_derangement(generator: np.random.Generator, count: int, block: int | None = None) -> Tensor:
     """A uniformly random permutation without fixed points, int64 [count]: everybody's partner is another sample.
 
     Permutations are drawn until one has none; the chance is 1/e, whatever the count. One sample alone is its own partner.
+    With ``block``, which divides count, each run of that many consecutive samples is permuted by itself: partners stay
+    together when a shuffled batch is shared over ranks.
     """
-    if count == 1:
-        return torch.zeros(1, dtype=torch.int64)
-    own = np.arange(count)
-    while True:
-        partner = generator.permutation(count)
-        if not (partner == own).any():
-            return torch.from_numpy(partner)
+    block = block or count
+    own = np.arange(block)
+    partner = np.tile(own, (count // block, 1))
+    while block > 1 and (again := (partner == own).any(axis=1)).any():
+        partner[again] = generator.permuted(partner[again], axis=1)
+    return torch.from_numpy((partner + np.arange(0, count, block)[:, None]).reshape(count))
+
+
+def derangement_block(count: int) -> int:
+    """The blocks in which a batch of ``count`` is permuted: of 64 samples, or the largest lesser power of two that divides it.
+
+    An odd batch has no blocks and is permuted as a whole. The answer depends on the batch alone, so that one step has the same
+    partners on any number of ranks.
+    """
+    block = math.gcd(count, 64)
+    return block if block > 1 else count

@@ -5,6 +5,7 @@ gap.py         alignment, uniformity, cross_uniformity
 structure.py   in_modal, separation, brownian_bridge, geometric_consistency, cyclip
 mixup.py       m2_mix, v_mix, l_mix, vl_mix
 uniclip.py     uniclip (mp_nce, mil_nce, supcon), simclr
+captioning.py  captioning
 base.py        what a term is
 """
 

@@ -19,7 +19,7 @@ from __future__ import annotations
 
 import abc
 import functools
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -30,18 +30,27 @@ from torch import Tensor
 
 from pipeline.features import Scalar
 from pipeline.losses import gather
-from pipeline.losses.reductions import Domain, Exponent, Part, Reduction
+from pipeline.losses.reductions import Domain, Exponent, Mixture, Part, Reduction
 
 
 class Step:
     """One step as a term sees it: embeddings by domain, learned scalars, groups, and draws that are equal on all ranks."""
 
     def __init__(
-        self, rows: dict[str, Tensor], scalars: dict[str, Tensor], group_b: Tensor, *, seed: int = 0, number: int = 0
+        self,
+        rows: dict[str, Tensor],
+        scalars: dict[str, Tensor],
+        group_b: Tensor,
+        extras: Mapping[str, Tensor] | None = None,
+        *,
+        seed: int = 0,
+        number: int = 0,
     ) -> None:
         """``rows`` are unit rows [b, d] of the domains ``image``, ``text``, ``image_2``, ...; ``number`` is the step."""
-        self.rows, self.scalars, self.group_b, self._seed, self._number = rows, scalars, group_b, seed, number
-        self.domains = {name: Domain(rows_bd, group_b[:, None]) for name, rows_bd in rows.items()}
+        self.rows, self.scalars, self.group_b, self.extras = rows, scalars, group_b, extras or {}
+        self._seed, self._number = seed, number
+        group_b1 = group_b[:, None]
+        self.domains: dict[str, Domain | Mixture] = {name: Domain(rows_bd, group_b1) for name, rows_bd in rows.items()}
         self._gathered: dict[str, Tensor] = {}
 
     @functools.cached_property
@@ -57,9 +66,9 @@ class Step:
     @functools.cached_property
     def num_negatives_b(self) -> Tensor:
         """For each local sample, how many of the B samples are of other groups, int64 [b]."""
-        groups, count = torch.unique(self.group_B, return_counts=True)
-        negatives_b: Tensor = len(self.group_B) - count[torch.searchsorted(groups, self.group_b)]
-        return negatives_b
+        sorted_B = self.group_B.sort().values
+        first_b, end_b = (torch.searchsorted(sorted_B, self.group_b, right=right) for right in (False, True))
+        return len(self.group_B) - (end_b - first_b)
 
     @functools.cached_property
     def num_pairs(self) -> Tensor:
@@ -78,7 +87,7 @@ class Step:
 
     def constant(self, value: float) -> Tensor:
         """A 0-dim number in the embeddings' dtype and on their device."""
-        return next(iter(self.rows.values())).new_tensor(value)
+        return next(iter(self.rows.values())).new_full((), value)  # filled there: no copy for the host to wait for
 
 
 @dataclass(frozen=True)
@@ -87,10 +96,10 @@ class Term(abc.ABC):
 
     name: ClassVar[str]
     needs: ClassVar[tuple[str, ...]]
-    """Domains without which the term cannot be computed."""
+    """What a model must make for the term: domains, and names of ``Features.extras``."""
 
     def problem(self, domains: Collection[str]) -> str | None:
-        """Why the term cannot be computed from these domains, or None."""
+        """Why the term cannot be computed from what a model makes (domains and extras by name), or None."""
         missing = [name for name in self.needs if name not in domains]
         return f"needs {', '.join(missing)}" if missing else None
 

@@ -1,8 +1,10 @@
 """Geodesic mixup: m2-, V-, L- and VL-Mix; see ``reference/mixup.py``.
 
 Lambdas and partners are drawn for the whole batch from (seed, step, term), so every rank draws the same and the result does not
-depend on the number of ranks. m2-Mix forms no mixture: ``<x_i, m_j>`` is a combination of two cosines that other terms need as
-well, with coefficients that belong to column j. The other three make their mixed rows, which are domains of their own.
+depend on the number of ranks. No mixture is formed for the sake of negatives: ``<x_i, m_j>`` is a combination of two cosines
+that other terms need as well. In m2-Mix these are of two pairs of domains, with coefficients that belong to column j. In the
+other three they are two rows (columns) of one pair, the sample's and its partner's, which are drawn to lie in one tile. Where
+they cannot (a rank's share of the batch does not consist of whole blocks), mixed rows are formed, and are domains of their own.
 """
 
 from __future__ import annotations
@@ -14,8 +16,8 @@ import torch
 from torch import Tensor
 
 from pipeline.losses import gather
-from pipeline.losses.reductions import AXES, Domain, Exponent, Part, Reduction
-from pipeline.losses.reference.mixup import draw_lambda, random_derangement, slerp, slerp_weights
+from pipeline.losses.reductions import AXES, Domain, Exponent, Mixture, Part, Reduction
+from pipeline.losses.reference.mixup import derangement_block, draw_lambda, random_derangement, slerp, slerp_weights
 from pipeline.losses.terms.base import Step, Term, contrast, paired
 
 
@@ -48,25 +50,34 @@ class M2Mix(Term):
         return image + text
 
 
-@dataclass(frozen=True)
-class _Mixed:
-    """The draws of one step, and mixed rows wherever they are needed."""
+class _Draw:
+    """The lambdas and partners of one step, and mixed rows of a rank's samples."""
 
-    lam_B: Tensor
-    partner_B: Tensor
-    inverse_B: Tensor
-    """Whose partner a sample is."""
+    def __init__(self, step: Step, term: str, alpha: float, per_sample: bool) -> None:
+        generator, count = step.generator(term), len(step.group_B)
+        self._step, self.block = step, derangement_block(count)
+        self.lam_B = draw_lambda(generator, alpha, count, per_sample).to(next(iter(step.rows.values())))
+        self.partner_B = random_derangement(generator, count, self.block).to(step.group_b.device)
+        self.inverse_B = self.partner_B.argsort()
+        """Whose partner a sample is."""
+        self.in_one_tile = self.block <= 64 and len(step.group_b) % self.block == 0
 
-    def rows(self, all_Bd: Tensor, index_n: Tensor) -> Tensor:
-        """slerp(x_i, x_{partner i}, lam_i) for the samples ``index_n`` [n, d]."""
-        return slerp(all_Bd[index_n], all_Bd[self.partner_B[index_n]], self.lam_B[index_n])
+    def rows(self, name: str, index_n: Tensor, mixed: bool) -> Tensor:
+        """Rows of the samples ``index_n`` [n, d], or ``slerp(x_i, x_{partner i}, lam_i)`` of them."""
+        # Partners of a rank's samples are the rank's own where blocks are whole; else all ranks' rows are needed.
+        pool_nd, start = (self._step.rows[name], self._step.own_b[0]) if self.in_one_tile else (self._step.gathered(name), 0)
+        own_nd = pool_nd[index_n - start]
+        return slerp(own_nd, pool_nd[self.partner_B[index_n] - start], self.lam_B[index_n]) if mixed else own_nd
 
-
-def _draw(step: Step, term: str, alpha: float, per_sample: bool) -> _Mixed:
-    generator, count = step.generator(term), len(step.group_B)
-    lam_B = draw_lambda(generator, alpha, count, per_sample).to(step.rows["image"])
-    partner_B = random_derangement(generator, count).to(step.group_b.device)
-    return _Mixed(lam_B, partner_B, partner_B.argsort())
+    def domain(self, name: str, as_column: bool) -> Domain | Mixture:
+        """The mixed rows as the tile engine takes them."""
+        step, own_b = self._step, self._step.own_b
+        two_bG = torch.stack([step.group_b, step.group_B[self.partner_B[own_b]]], dim=1)
+        if not self.in_one_tile:
+            return Domain(self.rows(name, own_b, mixed=True), two_bG)
+        ends = (self.rows(name, index_b, mixed=False) for index_b in (own_b, self.partner_B[own_b]))
+        weights_b2 = torch.stack(slerp_weights(paired(*ends), self.lam_B[own_b]), dim=1)
+        return Mixture(name, gather.gather_rows(weights_b2) if as_column else weights_b2, self.partner_B, self.block, two_bG)
 
 
 @dataclass(frozen=True)
@@ -80,36 +91,32 @@ class _PartnerMix(Term):
     per_sample: bool = False
 
     def _sides(self) -> tuple[str, str]:
-        """Rows and columns; a mixed modality first, so that rows are mixed always."""
+        """Whose anchors come first; a mixed modality does."""
         return ("text", "image") if self.mixed == ("text",) else ("image", "text")
-
-    def _side(self, step: Step, draw: _Mixed, name: str, index_n: Tensor) -> Tensor:
-        all_Bd = step.gathered(name)
-        return draw.rows(all_Bd, index_n) if name in self.mixed else all_Bd[index_n]
 
     def reductions(self, step: Step) -> list[Reduction]:
         """Both directions of the matrix of (mixed) rows and (mixed) columns."""
-        draw = _draw(step, self.name, self.alpha, self.per_sample)
-        two_bG = torch.stack([step.group_b, step.group_B[draw.partner_B[step.own_b]]], dim=1)
-        names = []
-        for name in self._sides():
-            mixed = name in self.mixed
-            names.append(f"{self.name} {name}")
-            step.domains[names[-1]] = Domain(
-                self._side(step, draw, name, step.own_b), two_bG if mixed else step.group_b[:, None]
-            )
-        logits = Exponent((Part(names[0], names[1], step.scalars["scale"]),))
-        return [Reduction("logsumexp", ((logits, axis),)) for axis in AXES]
+        draw = _Draw(step, self.name, self.alpha, self.per_sample)
+        for name in self.mixed:
+            step.domains[f"{self.name} {name}"] = draw.domain(name, as_column=name == "text")
+        # Images are the rows of the product, as in the other terms, which then share it.
+        image, text = (f"{self.name} {name}" if name in self.mixed else name for name in ("image", "text"))
+        logits = Exponent((Part(image, text, step.scalars["scale"]),))
+        return [Reduction("logsumexp", ((logits, axis),)) for axis in (AXES if self._sides()[0] == "image" else AXES[::-1])]
 
     def loss(self, step: Step, values: list[Tensor]) -> Tensor:
         """Cross-entropy with a sample and its partner as targets, mean over both directions and this rank's anchors."""
-        draw, scale = _draw(step, self.name, self.alpha, self.per_sample), step.scalars["scale"]
+        draw, scale = _Draw(step, self.name, self.alpha, self.per_sample), step.scalars["scale"]
         rows_name, columns_name = self._sides()
         own_b, partner_b, inverse_b = step.own_b, draw.partner_B[step.own_b], draw.inverse_B[step.own_b]
-        row_bd, column_bd = (self._side(step, draw, name, own_b) for name in (rows_name, columns_name))
+
+        def rows(name: str, index_b: Tensor) -> Tensor:
+            return draw.rows(name, index_b, mixed=name in self.mixed)
+
+        row_bd, column_bd = rows(rows_name, own_b), rows(columns_name, own_b)
         own = scale * paired(row_bd, column_bd)
-        along_row = scale * paired(row_bd, self._side(step, draw, columns_name, partner_b))
-        along_column = scale * paired(self._side(step, draw, rows_name, inverse_b), column_bd)
+        along_row = scale * paired(row_bd, rows(columns_name, partner_b))
+        along_column = scale * paired(rows(rows_name, inverse_b), column_bd)
         other_b = step.group_b != step.group_B[partner_b]
         other_inverse_b = step.group_b != step.group_B[inverse_b]
         share_b, partner_share_b = self._targets(draw.lam_B[own_b], other_b)
