@@ -1,281 +1,262 @@
-"""The run over all chunks, and the commit of the finished folder.
+"""The run over all chunks: plan, pack, drop duplicates, commit; whole or in parts, from the start or from where it stopped.
 
-    report = build(open_source("pairs.csv"), Path("shards/cc3m"), shard_size=1000, workers=4)
+    report = build(open_source("pairs.csv"), "s3://bucket/cc3m", settings=Settings(shard_size=10_000), workers=4)
     report.accepted, report.rejected           # 3318001, Counter({"image-undecodable": 332})
 
-    OUT/NAME-000000.tar ...  manifest.jsonl  sizes.json        rows without a split
-    OUT/SPLIT/NAME-000000.tar ...                              rows with one
-    OUT/SPLIT/classnames.txt ...  OUT/SPLIT/test/0.tar ...     splits that are test sets: CLIP_benchmark's layout
-    OUT/rejects.jsonl        every row that was not accepted, with cause and detail
-    OUT/build.json           the report; written last: a folder that has it is complete
-    OUT/.build/              work in progress, gone at the end
+What OUT holds afterwards: see ``commit``. Killed at any point, the same command continues: chunks that were finished are
+checked and kept. Until the commit an older dataset in OUT stays as it was, even with ``force``. Bytes depend on the rows,
+the images, the settings and nothing else. An interrupted build is continued on trust that images under known names did
+not change; ``force`` starts over.
 
-Killed at any point, the same command continues: chunks that were finished are checked and kept. Until the commit an
-older dataset in OUT stays as it was, even with ``force``; the commit itself only renames. Bytes depend on the rows,
-the images, the shard size and nothing else. An interrupted build is continued on trust that images under known names
-did not change; ``force`` starts over.
+A job array packs with ``part=(i, n)``, every task its share of the chunks, in any order; the same command without a part
+packs what is still missing and commits. Its output is that of one process.
 """
 
 from __future__ import annotations
 
 import fcntl
 import hashlib
-import json
 import multiprocessing
-import os
-import shutil
-import signal
-import sys
-import threading
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
-from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field
+from contextlib import ExitStack, contextmanager
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
-from data_prep.chunks import Chunk, Packed, Reject, pack, plan, staging_stem
-from data_prep.files import write_text
-from data_prep.manifest import MANIFEST, SIZES, ShardLine, folders_below, index_name, read_manifest, write_manifest
-from data_prep.rows import EvalTexts, Source
+from data_prep.chunks import Chunk, plan
+from data_prep.commit import REJECTS, REPORT, Report, commit, join, read_report, records, shard_lines
+from data_prep.duplicates import find_drops
+from data_prep.inputs import open_stream
+from data_prep.pack import STAGING, Job, Packed, pack, read_record, without
+from data_prep.places import AGAIN, LocalPlace, Place, open_place, write_text
+from data_prep.pool import follow_parent, progress
+from data_prep.retry import restore
+from data_prep.rows import Source
+from data_prep.settings import Settings
 from pipeline.errors import DataError
 
-STAGING = ".build"
-REPORT = "build.json"
-REJECTS = "rejects.jsonl"
+REPLACES = f"{STAGING}/=replaces"
+"""Holds the fingerprint of a plan that ``force`` lets take the place of another dataset, so that it can be continued."""
+
+__all__ = ["REJECTS", "REPORT", "STAGING", "Report", "build", "survey"]
 
 
-@dataclass
-class Report:
-    """What a build did, or with ``dry_run`` would do before looking at the images."""
-
-    fingerprint: str  # of the plan
-    num_rows: int = 0
-    accepted: int = 0
-    rejected: Counter[str] = field(default_factory=Counter)  # by cause
-    splits: dict[str, dict[str, int]] = field(default_factory=dict)  # split -> shards, samples, bytes
-    examples: dict[str, str] = field(default_factory=dict)  # cause -> its first detail
-    num_reused: int = 0  # shards kept from an interrupted run
-    already_complete: bool = False
-
-    def add(self, split: str, count: int, num_bytes: int, rejects: Iterable[Reject]) -> None:
-        """Account for one chunk."""
-        if count:
-            sizes = self.splits.setdefault(split, {"shards": 0, "samples": 0, "bytes": 0})
-            sizes["shards"] += 1
-            sizes["samples"] += count
-            sizes["bytes"] += num_bytes
-        self.accepted += count
-        for reject in rejects:
-            self.rejected[reject.cause] += 1
-            self.examples.setdefault(reject.cause, f"row {reject.row}: {reject.detail}")
-
-    def as_dict(self) -> dict[str, Any]:
-        """For JSON; without what depends on how the run went."""
-        kept = ("fingerprint", "num_rows", "accepted", "splits", "examples")
-        rejected = dict(sorted(self.rejected.items()))
-        return {
-            **{name: getattr(self, name) for name in kept},
-            "num_rejected": self.rejected.total(),
-            "rejected": rejected,
-        }
-
-
-def survey(source: Source, shard_size: int) -> Report:
+def survey(source: Source, settings: Settings) -> Report:
     """Plan without reading an image: counts per split, rows already known to be unusable, the fingerprint."""
-    digest = hashlib.sha256(repr((source.name, shard_size, sorted(source.eval_sets.items()))).encode())
+    digest = hashlib.sha256(repr((source.name, sorted(source.eval_sets.items()))).encode())
     report = Report("")
-    for chunk in plan(source, shard_size):
+    for chunk in plan(source, settings):
         digest.update(chunk.fingerprint.encode())
-        report.add(chunk.split, len(chunk.rows), 0, chunk.rejects)
+        report.add(chunk.split, len(chunk.rows), 0, chunk.rejects, chunk.left_out)
         report.num_rows += len(chunk.rows) + len(chunk.rejects)
     report.fingerprint = digest.hexdigest()
     return report
 
 
-def build(source: Source, out: Path, *, shard_size: int = 1000, workers: int = 1, force: bool = False) -> Report:
+def build(
+    source: Source,
+    out: str | Path,
+    *,
+    shard_size: int = 1000,
+    settings: Settings | None = None,
+    exclude: Iterable[str] = (),
+    workers: int = 1,
+    part: tuple[int, int] | None = None,
+    force: bool = False,
+    retry_failed: bool = False,
+) -> Report:
     """Write the rows of ``source`` as shards below ``out``; a folder already built from the same plan is left as it is.
 
+    ``settings`` (or just their ``shard_size``) say what is done to the rows; ``exclude`` names files of hashes, see
+    ``duplicates``, whose contents become part of the settings. ``part=(i, n)`` packs every n-th chunk from the i-th and
+    commits nothing. ``retry_failed`` reads the images again that a finished build rejected, and only those; the result is
+    that of a build that had found them.
+
     When no row is accepted only ``rejects.jsonl`` is written, and the caller should call that a failure. Raises
-    DataError when ``out`` holds something else (unless ``force``), is being written by another build, or the disk
-    refuses.
+    DataError when ``out`` holds something else (unless ``force``), is being written by another build, the source cannot
+    be reached any more, or the disk refuses.
     """
-    planned = survey(source, shard_size)
-    if not force and _is_complete(out, planned.fingerprint):
-        return _read_report(out)
-    if not force:
-        _refuse_foreign(out)
-    with _locked(out / STAGING, start_over=force):
+    if part is not None and (force or retry_failed):
+        raise DataError("--force would undo the other parts, and --retry-failed has none; leave out --part")
+    exclude = tuple(exclude)
+    settings = settings or Settings(shard_size=shard_size)
+    if exclude:
+        settings = replace(settings, excluded=_digest_of(exclude))
+    place, planned = open_place(out), survey(source, settings)
+    earlier = None if force else _earlier_build(place, planned.fingerprint)
+    if earlier is not None and not retry_failed:
+        _remove_leftovers(place, part)
+        return earlier
+    if not force and earlier is None:
+        _refuse_foreign(place, retry_failed)
+    with _locked(place, part, start_over=force):
+        if force:
+            write_text(place, REPLACES, planned.fingerprint)
+        if earlier is not None:
+            restore(source, place, settings, earlier)
+        job = Job(place, settings, source.root, retry=earlier is not None)
         report = Report(planned.fingerprint, planned.num_rows)
-        packed = sorted(
-            _pack_all(plan(source, shard_size), out / STAGING, workers, planned.num_rows),
-            key=lambda chunk: (chunk.split, chunk.number),
-        )
-        for chunk in packed:
-            report.add(chunk.split, chunk.count, chunk.bytes, chunk.rejects)
+        numbers: Counter[str] = Counter()
+        chunks = _counted(plan(source, settings), numbers, part)
+
+        def finish(chunk: Packed) -> None:
             report.num_reused += chunk.reused
-        num_out = report.accepted + report.rejected.total()
-        assert num_out == report.num_rows, f"{report.num_rows} rows went in, {num_out} came out"
-        _commit(source, out, packed, report)
+            if part is not None:
+                report.add(chunk.split, chunk.count, chunk.bytes, chunk.rejects, chunk.left_out)
+
+        _pack_all(chunks, job, workers, planned.num_rows // (part[1] if part else 1), finish)
+        if part is not None:
+            report.part = f"{part[0]}/{part[1]}"
+            report.num_rows = report.accepted + report.rejected.total()
+            return report
+        if settings.duplicates != "keep" or exclude:
+            _drop_duplicates(place, numbers, settings, exclude)
+        commit(source, place, numbers, report)
     return report
 
 
-def _pack_all(chunks: Iterator[Chunk], staging: Path, workers: int, num_rows: int) -> list[Packed]:
+def _digest_of(paths: Iterable[str]) -> str:
+    """SHA-256 over the files of excluded hashes. Raises DataError when one cannot be read."""
+    digest = hashlib.sha256()
+    for path in paths:
+        with open_stream(path) as stream:
+            while chunk := stream.read(1 << 20):
+                digest.update(chunk)
+    return digest.hexdigest()
+
+
+def _counted(chunks: Iterator[Chunk], numbers: Counter[str], part: tuple[int, int] | None) -> Iterator[Chunk]:
+    """The chunks of this part, all of them counted by split."""
+    for place_in_plan, chunk in enumerate(chunks):
+        numbers[chunk.split] += 1
+        if part is None or place_in_plan % part[1] == part[0]:
+            yield chunk
+
+
+def _pack_all(chunks: Iterator[Chunk], job: Job, workers: int, num_rows: int, finish: Callable[[Packed], None]) -> None:
     """Pack every chunk with ``workers`` processes, this one if 1; progress in rows on stderr."""
-    from tqdm import tqdm
+    with progress(num_rows, "rows", "row") as bar:
 
-    packed: list[Packed] = []
-    # In a log file every refresh is a line, so there it is rare.
-    interval = 0.2 if sys.stderr.isatty() else 15.0
-    with tqdm(total=num_rows, desc="rows", unit="row", file=sys.stderr, mininterval=interval) as bar:
-
-        def finish(chunk: Packed) -> None:
-            packed.append(chunk)
+        def done(chunk: Packed) -> None:
+            finish(chunk)
             bar.update(chunk.count + len(chunk.rejects))
 
         if workers == 1:
             for chunk in chunks:
-                finish(pack(chunk, staging))
-            return packed
+                done(pack(chunk, job))
+            return
         # spawn: a forked child would inherit the threads and sockets of remote file systems in a broken state.
         context = multiprocessing.get_context("spawn")
-        pool = ProcessPoolExecutor(workers, mp_context=context, initializer=_follow_parent)
+        pool = ProcessPoolExecutor(workers, mp_context=context, initializer=follow_parent)
         running: set[Future[Packed]] = set()
         try:
             for chunk in chunks:
-                running.add(pool.submit(pack, chunk, staging))
+                running.add(pool.submit(pack, chunk, job))
                 if len(running) >= 2 * workers:  # bounded: a chunk holds its captions in memory
-                    done, running = wait(running, return_when=FIRST_COMPLETED)
-                    for future in done:
-                        finish(future.result())
+                    finished, running = wait(running, return_when=FIRST_COMPLETED)
+                    for future in finished:
+                        done(future.result())
             for future in running:
-                finish(future.result())
+                done(future.result())
         except BrokenProcessPool as error:
             raise DataError("a worker process died, perhaps for lack of memory; continue with fewer --workers") from error
         finally:
             pool.shutdown(cancel_futures=True)
-    return packed
 
 
-def _follow_parent() -> None:
-    """Run in each worker: leave Ctrl-C to the parent, and end when it does, which a killed parent cannot ask for."""
-    parent = multiprocessing.parent_process()
-    assert parent is not None, "only worker processes run this"
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
+def _drop_duplicates(place: Place, numbers: Counter[str], settings: Settings, exclude: Iterable[str]) -> None:
+    """Write the chunks again that hold duplicates or excluded images, without them.
 
-    def watch() -> None:
-        parent.join()
-        os._exit(1)
-
-    threading.Thread(target=watch, daemon=True).start()
-
-
-def _commit(source: Source, out: Path, packed: list[Packed], report: Report) -> None:
-    """Move the staged shards to their final names and describe them; ``build.json`` last.
-
-    If we die here, ``out`` has no ``build.json`` and still has its staging folder, so that the next run packs again
-    the few chunks that had been moved, to the same bytes. A build that accepted nothing leaves an older dataset alone.
+    If we die here, chunks already written again are decided the same way next time: what went has no say in what stays.
     """
-    rejects = sorted((reject for chunk in packed for reject in chunk.rejects), key=lambda reject: reject.row)
-    write_text(out / REJECTS, "".join(json.dumps(asdict(reject)) + "\n" for reject in rejects))
-    if report.accepted:
-        _remove_earlier_build(out)
-    for split in report.splits:  # none when nothing was accepted
-        chunks = [chunk for chunk in packed if chunk.split == split and chunk.count]
-        texts = source.eval_sets.get(split)
-        folder = out / split / "test" if texts else out / split
-        folder.mkdir(parents=True, exist_ok=True)
-        lines = []
-        for number, chunk in enumerate(chunks):
-            shard = f"{number}.tar" if texts else f"{source.name}-{number:06d}.tar"
-            staged = staging_stem(out / STAGING, chunk.split, chunk.number)
-            os.replace(staged.with_suffix(".index.jsonl"), folder / index_name(shard))
-            os.replace(staged.with_suffix(".tar"), folder / shard)
-            lines.append(ShardLine(shard, chunk.count, chunk.bytes, chunk.sha256, index_name(shard)))
-        if texts:
-            _write_eval_texts(out / split, texts, len(lines))
-        write_manifest(folder, lines)
-    if report.accepted:
-        write_text(out / REPORT, json.dumps(report.as_dict(), indent=1) + "\n")
-    shutil.rmtree(out / STAGING)
+    splits = {split: records(place, split, number) for split, number in numbers.items()}
+    with find_drops(splits, settings, exclude) as drops:
+        for split, number in drops.chunks():
+            packed = read_record(place, split, number)
+            assert packed is not None, f"chunk {number} of split {split!r} was read a moment ago"
+            without(packed, place, drops.of(split, number))
 
 
-def _write_eval_texts(folder: Path, texts: EvalTexts, num_shards: int) -> None:
-    """The text files of CLIP_benchmark's layout; a set without classes says that it is for retrieval."""
-    if texts.classnames:
-        write_text(folder / "classnames.txt", "".join(f"{name}\n" for name in texts.classnames))
-        write_text(folder / "zeroshot_classification_templates.txt", "".join(f"{line}\n" for line in texts.templates))
-    else:
-        write_text(folder / "dataset_type.txt", "retrieval\n")
-    write_text(folder / "test" / "nshards.txt", f"{num_shards}\n")
+def _earlier_build(place: Place, fingerprint: str) -> Report | None:
+    """The report of a finished build of this plan; None when there is none, or one that is just being replaced.
+
+    Raises DataError when one of another plan is there, or one that lost a shard.
+    """
+    report = read_report(place)
+    if report is None or (report.fingerprint != fingerprint and place.read(REPLACES) == fingerprint.encode()):
+        return None
+    if report.fingerprint != fingerprint:
+        raise DataError(
+            f"{place.show()} holds a dataset built from other rows or settings; choose another folder or pass --force"
+        )
+    for folder, line in shard_lines(place, report):
+        name = join(folder, line.shard)
+        if place.size(name) != line.bytes:
+            raise DataError(
+                f"{place.show()} was built, but {place.show(name)} is missing or has changed; pass --force to build it again"
+            )
+    return report
 
 
-def _is_complete(out: Path, fingerprint: str) -> bool:
-    """Whether ``out`` holds a finished build of this plan. Raises DataError when it is one of another plan."""
-    if not (out / REPORT).exists():
-        return False
-    if _read_report(out).fingerprint != fingerprint:
-        raise DataError(f"{out} holds a dataset built from other rows or settings; choose another folder or pass --force")
-    for folder in folders_below(out):
-        for line in read_manifest(folder):
-            path = folder / line.shard
-            if not path.exists() or path.stat().st_size != line.bytes:
-                raise DataError(f"{out} was built, but {path} is missing or has changed; pass --force to build it again")
-    return True
+def _remove_leftovers(place: Place, part: tuple[int, int] | None) -> None:
+    """What a run left that was killed after ``build.json``, or in the middle of a retry."""
+    if part is None and STAGING in place.entries():
+        with _locked(place, None, start_over=False):
+            place.remove_tree(STAGING)
 
 
-def _read_report(out: Path) -> Report:
-    try:
-        stored = json.loads((out / REPORT).read_text(encoding="utf-8"))
-        names = ("fingerprint", "num_rows", "accepted", "splits", "examples")
-        fields = {name: stored[name] for name in names}
-        return Report(**fields, rejected=Counter(stored["rejected"]), already_complete=True)
-    except (OSError, ValueError, TypeError, KeyError) as error:
-        raise DataError(f"{out / REPORT} cannot be read ({error!r}); pass --force to build again") from error
-
-
-def _refuse_foreign(out: Path) -> None:
-    """Raise DataError unless ``out`` is absent, empty, or an interrupted build."""
-    if out.exists() and not out.is_dir():
-        raise DataError(f"{out} is not a folder; choose another output")
-    entries = sorted(path.name for path in out.iterdir()) if out.exists() else []
+def _refuse_foreign(place: Place, retry_failed: bool) -> None:
+    """Raise DataError unless the place is absent, empty, or an interrupted build."""
+    entries = place.entries()
+    if retry_failed and STAGING not in entries:
+        raise DataError(
+            f"{place.show()} holds no finished build whose failed rows could be read again; leave out --retry-failed"
+        )
     if entries and STAGING not in entries and entries != [REJECTS]:
         shown = ", ".join(entries[:5])
-        raise DataError(f"{out} is not empty ({shown}); choose another folder, or pass --force to replace its shards")
-
-
-def _remove_earlier_build(out: Path) -> None:
-    """Remove what ``out/build.json`` accounts for and nothing else; the file itself last, for a retry."""
-    if not (out / REPORT).exists():
-        return
-    for split in _read_report(out).splits:
-        for folder in (out / split, out / split / "test"):
-            if not (folder / MANIFEST).exists():
-                continue
-            for line in read_manifest(folder):
-                for name in (line.shard, line.index):
-                    (folder / Path(name).name).unlink(missing_ok=True)
-            (folder / SIZES).unlink(missing_ok=True)
-            (folder / MANIFEST).unlink()
-    (out / REPORT).unlink()
+        raise DataError(f"{place.show()} is not empty ({shown}); choose another folder, or pass --force to replace its shards")
 
 
 @contextmanager
-def _locked(staging: Path, *, start_over: bool) -> Iterator[None]:
-    """Hold the staging folder, emptied if ``start_over``. Raises DataError when another living build holds it."""
+def _locked(place: Place, part: tuple[int, int] | None, *, start_over: bool) -> Iterator[None]:
+    """Hold the staging folder, emptied if ``start_over``. Raises DataError when another living build holds it.
+
+    Parts hold it together, each its own share. Object stores know no locks: there two builds of one plan write the same
+    bytes under the same names, and no harm is done.
+    """
+    with ExitStack() as held:
+        if isinstance(place, LocalPlace):
+            staging = place.root / STAGING
+            held.enter_context(_flock(staging, "=lock", shared=part is not None))
+            if part is not None:
+                held.enter_context(_flock(staging, f"=part-{part[0]}-of-{part[1]}", shared=False))
+            else:
+                _sweep(place.root)
+        if start_over:
+            for name in open_place(place.show(STAGING)).entries():
+                if not name.startswith("=") or name == "=":
+                    place.remove_tree(f"{STAGING}/{name}")
+        yield
+
+
+@contextmanager
+def _flock(staging: Path, name: str, *, shared: bool) -> Iterator[None]:
     try:
         staging.mkdir(parents=True, exist_ok=True)
-        handle = open(staging / "=lock", "w")  # noqa: SIM115  (held open for the whole block: closing it releases the lock)
+        handle = open(staging / name, "w")  # noqa: SIM115  (held open for the whole block: closing it releases the lock)
     except OSError as error:
-        raise DataError(f"cannot write {staging}: {error}") from error
+        raise DataError(f"cannot write {staging}: {error}; {AGAIN}") from error
     with handle:
         try:
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            fcntl.flock(handle, (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | fcntl.LOCK_NB)
         except BlockingIOError as error:
             raise DataError(f"another build is writing to {staging.parent}; wait for it or choose another folder") from error
-        for folder in staging.iterdir() if start_over else ():
-            if folder.is_dir():
-                shutil.rmtree(folder)
         yield
+
+
+def _sweep(root: Path) -> None:
+    """Remove the temporary files that killed processes left: half-written, under names that nothing reads."""
+    for path in [*root.glob(".*.tmp"), *root.glob("*/.*.tmp"), *root.glob("*/test/.*.tmp"), *(root / STAGING).glob("*/.*.tmp")]:
+        path.unlink(missing_ok=True)

@@ -1,34 +1,34 @@
-"""Rows -> chunks -> one tar each. A chunk's tar is a function of the chunk alone, whoever packs it and whenever.
+"""Rows -> chunks, before any image is read: what each tar will hold is decided here, by the source alone.
 
-    for chunk in plan(source, shard_size=1000):      # cheap: opens no image
-        packed = pack(chunk, staging)                # reads its images, writes <split>/000000.tar, .index.jsonl, .json
+    for chunk in plan(source, Settings(shard_size=1000)):      # cheap: opens no image
+        chunk.split, chunk.number, len(chunk.rows)             # "train", 0, 1000
 
-Rows are dealt to chunks in source order, ``shard_size`` usable ones at a time for each split, **before** any image is
-read. So the content of a chunk does not depend on what became of the others, chunks can be packed in any order by any
-number of processes, and a chunk that an interrupted run finished can be told from one that it did not. The price: an
-image that turns out unreadable leaves its shard one sample short.
-
-The .json record is written last. It names the fingerprint of the chunk (a hash of everything that was planned) and the
-SHA-256 of the tar; ``pack`` returns it without work only while both still hold.
+Rows are dealt to chunks in source order, ``shard_size`` usable ones at a time for each split. So the content of a chunk
+does not depend on what became of the others, chunks can be packed in any order by any number of processes and machines,
+and a chunk that an interrupted run finished can be told from one that it did not. The price: an image that turns out
+unreadable leaves its shard one sample short.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
+import sqlite3
+from collections import Counter
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass, field
-from pathlib import Path
+from dataclasses import dataclass, field
 from typing import Any
 
-from data_prep.files import atomic, sha256_of, write_text
-from data_prep.manifest import index_line
-from data_prep.pictures import extension, fetch
+from data_prep.encode import libraries
+from data_prep.filters import CaptionFilter
 from data_prep.rows import BadRow, Row, Source, clean_key, usable_captions, usable_split
-from pipeline.data.samples import MAX_MEMBER_BYTES
-from pipeline.data.tar import END_OF_ARCHIVE, SampleSpan, member_bytes
+from data_prep.settings import Settings
+from data_prep.spill import scratch
+from pipeline.errors import DataError
 
-LAYOUT = 1  # part of every fingerprint: raise it when the bytes of a sample change
+LAYOUT = 2  # part of every fingerprint: raise it when the bytes of a sample change
+MAX_REJECTS = 10_000  # in one chunk, which holds them in memory
+MAX_SPLITS = 1000  # each is an open chunk
 
 
 @dataclass(frozen=True)
@@ -63,107 +63,75 @@ class Chunk:
     number: int  # within the split, from 0
     rows: tuple[Planned, ...]
     rejects: tuple[Reject, ...]
+    left_out: Counter[str]  # parts of its rows that no sample holds, by cause
+    settings: str  # fingerprint of the settings
 
     @property
     def fingerprint(self) -> str:
         """SHA-256 over everything planned. The images' own bytes are not in it: they have not been read yet."""
-        plan = json.dumps([LAYOUT, self.split, self.number, [vars(row) for row in self.rows], _dicts(self.rejects)])
+        rows, rejects = [vars(row) for row in self.rows], [vars(reject) for reject in self.rejects]
+        plan = json.dumps([LAYOUT, self.settings, self.split, self.number, rows, rejects])
         return hashlib.sha256(plan.encode("ascii")).hexdigest()
 
 
-@dataclass(frozen=True)
-class Packed:
-    """What became of a chunk; ``<number>.json`` in the staging folder."""
+@dataclass
+class _Open:
+    """A chunk being filled."""
 
-    split: str
-    number: int
-    fingerprint: str
-    count: int
-    bytes: int
-    sha256: str
-    rejects: tuple[Reject, ...]
-    reused: bool = field(default=False, compare=False)  # true when an earlier run had packed it
+    rows: list[Planned] = field(default_factory=list)
+    rejects: list[Reject] = field(default_factory=list)
+    left_out: Counter[str] = field(default_factory=Counter)
 
 
-def plan(source: Source, shard_size: int) -> Iterator[Chunk]:
-    """Deal the rows of ``source`` to chunks of ``shard_size``; every row is in exactly one chunk, kept or rejected.
+def plan(source: Source, settings: Settings) -> Iterator[Chunk]:
+    """Deal the rows of ``source`` to chunks; every row is in exactly one chunk, kept or rejected.
 
-    The keys seen so far are held in memory to find duplicates (about 100 bytes per row).
+    Memory holds one open chunk per split; keys are compared on disk. Raises DataError for more than ``MAX_SPLITS``
+    splits, and for what ``source`` and the filters raise.
     """
-    kept: dict[str, list[Planned]] = {}
-    rejected: dict[str, list[Reject]] = {}
-    seen: dict[str, set[str]] = {}
-    numbers: dict[str, int] = {}
+    captions, print_of_settings = CaptionFilter(settings.filters), settings.fingerprint(libraries())
+    opened: dict[str, _Open] = {}
+    numbers: Counter[str] = Counter()
 
     def close(split: str) -> Chunk:
-        number = numbers[split] = numbers.get(split, -1) + 1
-        return Chunk(split, number, tuple(kept.pop(split, ())), tuple(rejected.pop(split, ())))
+        filled = opened.pop(split)
+        numbers[split] += 1
+        rows, rejects = tuple(filled.rows), tuple(filled.rejects)
+        return Chunk(split, numbers[split] - 1, rows, rejects, filled.left_out, print_of_settings)
 
-    for row in source.rows():
-        try:
-            split = usable_split(row.split)
-            planned = _planned(row, seen.setdefault(split, set()))
-        except BadRow as bad:
-            # A split that cannot name a folder is no place to account for its row: the root is.
-            split = "" if bad.cause == "split-invalid" else row.split
-            rejected.setdefault(split, []).append(_reject(row.number, row.key, row.image, split, bad))
-            continue
-        kept.setdefault(split, []).append(planned)
-        if len(kept[split]) == shard_size:
-            yield close(split)
-    for split in sorted(kept.keys() | rejected.keys()):
+    with scratch("CREATE TABLE keys (key TEXT PRIMARY KEY) WITHOUT ROWID") as keys:
+        for row in source.rows():
+            planned, split, bad, left_out = None, row.split, None, Counter[str]()
+            try:
+                split = usable_split(row.split)
+                planned, left_out = _planned(row, split, captions, keys)
+            except BadRow as problem:
+                bad = problem
+                # A split that cannot name a folder is no place to account for its row: the root is.
+                split = "" if problem.cause == "split-invalid" else row.split
+            if split not in opened and len(opened.keys() | numbers.keys()) >= MAX_SPLITS and split not in numbers:
+                raise DataError(f"more than {MAX_SPLITS:,} splits, the last is {split!r}; is the split column another thing?")
+            chunk = opened.setdefault(split, _Open())
+            if planned is not None:
+                chunk.rows.append(planned)
+                chunk.left_out.update(left_out)
+            elif bad is not None:
+                chunk.rejects.append(Reject(row.number, row.key, row.image, split, bad.cause, bad.detail))
+            if len(chunk.rows) == settings.shard_size or len(chunk.rejects) == MAX_REJECTS:
+                yield close(split)
+    for split in sorted(opened):
         yield close(split)
 
 
-def pack(chunk: Chunk, staging: Path) -> Packed:
-    """Write the chunk's tar, index and record into ``staging``; or return an earlier run's record that still holds.
-
-    Raises DataError when the files cannot be written.
-    """
-    stem = staging_stem(staging, chunk.split, chunk.number)
-    tar_path, record_path = stem.with_suffix(".tar"), stem.with_suffix(".json")
-    fingerprint = chunk.fingerprint
-    earlier = _read_record(record_path, fingerprint, tar_path)
-    if earlier is not None:
-        return earlier
-    rejects = list(chunk.rejects)
-    spans: list[SampleSpan] = []
-    digest, offset = hashlib.sha256(), 0
-    with atomic(tar_path) as handle:
-        for row in chunk.rows:
-            try:
-                buffer = _sample_bytes(row)
-            except BadRow as bad:
-                rejects.append(_reject(row.row, row.key, row.image, chunk.split, bad))
-                continue
-            handle.write(buffer)
-            digest.update(buffer)
-            spans.append(SampleSpan(row.key, offset, len(buffer), ()))
-            offset += len(buffer)
-        handle.write(END_OF_ARCHIVE)
-        digest.update(END_OF_ARCHIVE)
-    with atomic(stem.with_suffix(".index.jsonl")) as handle:
-        handle.writelines(index_line(span) for span in spans)
-    size = offset + len(END_OF_ARCHIVE)
-    packed = Packed(chunk.split, chunk.number, fingerprint, len(spans), size, digest.hexdigest(), tuple(rejects))
-    write_text(record_path, json.dumps({**asdict(packed), "rejects": _dicts(packed.rejects)}) + "\n")
-    return packed
-
-
-def staging_stem(staging: Path, split: str, number: int) -> Path:
-    """Path of a chunk's staged files without suffix. The folder "=" is for no split: no split can have that name."""
-    return staging / (split or "=") / f"{number:06d}"
-
-
-def _planned(row: Row, seen: set[str]) -> Planned:
-    """The sample that ``row`` will be, its key added to ``seen``. Raises BadRow when it cannot be one."""
+def _planned(row: Row, split: str, captions: CaptionFilter, keys: sqlite3.Connection) -> tuple[Planned, Counter[str]]:
+    """The sample that ``row`` will be, and what it leaves out. Raises BadRow when it cannot be one."""
     if row.problem is not None:
         raise row.problem
-    captions = usable_captions(row.captions)
+    texts, left_out = captions.keep(usable_captions(row.captions))
+    if row.left_out:
+        left_out["member-left-out"] += row.left_out
     key = clean_key(row.key) if row.key is not None else f"{row.number:09d}"
-    if key in seen:
-        raise BadRow("key-duplicate", f"key {key!r} was used by an earlier row; keys must differ within a split")
-    meta: dict[str, Any] = {"captions": captions, **row.meta}
+    meta: dict[str, Any] = {"captions": texts, **row.meta}
     if row.key is not None and key != row.key:
         meta["source_key"] = row.key
     try:
@@ -171,37 +139,6 @@ def _planned(row: Row, seen: set[str]) -> Planned:
         text.encode("utf-8")
     except (ValueError, TypeError) as error:
         raise BadRow("row-invalid", f"its other fields cannot be stored as JSON: {error}") from error
-    seen.add(key)
-    return Planned(row.number, key, row.image, captions[0], text, row.label)
-
-
-def _sample_bytes(row: Planned) -> bytes:
-    """All members of a sample as tar bytes, the image first. Raises BadRow when the image is unusable or too large."""
-    image = fetch(row.image)
-    members = {extension(image): image, "txt": row.text.encode("utf-8"), "json": row.json.encode("utf-8")}
-    if row.label is not None:
-        members["cls"] = str(row.label).encode("ascii")
-    buffer = b"".join(member_bytes(f"{row.key}.{name}", data) for name, data in members.items())
-    if len(buffer) > MAX_MEMBER_BYTES:
-        raise BadRow("sample-too-large", f"{len(buffer):,} bytes in all members, the loader reads {MAX_MEMBER_BYTES:,}")
-    return buffer
-
-
-def _reject(row: int, key: str | None, image: str, split: str, bad: BadRow) -> Reject:
-    return Reject(row, key, image, split, bad.cause, bad.detail)
-
-
-def _dicts(rejects: tuple[Reject, ...]) -> list[dict[str, Any]]:
-    return [vars(reject) for reject in rejects]
-
-
-def _read_record(path: Path, fingerprint: str, tar_path: Path) -> Packed | None:
-    """The record of an earlier run if it describes this very chunk and its tar is still what was written; else None."""
-    try:
-        record = json.loads(path.read_text(encoding="ascii"))
-        rejects = tuple(Reject(**reject) for reject in record.pop("rejects"))
-        packed = Packed(**{**record, "rejects": rejects, "reused": True})
-        intact = packed.fingerprint == fingerprint and sha256_of(tar_path) == packed.sha256
-    except (OSError, ValueError, TypeError, KeyError):  # absent, cut or of another layout: pack again
-        return None
-    return packed if intact else None
+    if keys.execute("INSERT OR IGNORE INTO keys VALUES (?)", (f"{split}/{key}",)).rowcount == 0:
+        raise BadRow("key-duplicate", f"key {key!r} was used by an earlier row; keys must differ within a split")
+    return Planned(row.number, key, row.image, texts[0], text, row.label), left_out

@@ -22,10 +22,10 @@ CHUNK_BYTES = 1 << 20
 
 
 @contextmanager
-def atomic(path: Path) -> Iterator[BinaryIO]:
+def atomic(path: Path, advice: str = "") -> Iterator[BinaryIO]:
     """A binary file that appears under ``path`` when the block ends without an exception, and not at all otherwise.
 
-    Raises DataError when it cannot be written (no space, no permission).
+    Raises DataError, ending in ``advice``, when it cannot be written (no space, no permission).
     """
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
@@ -37,7 +37,7 @@ def atomic(path: Path) -> Iterator[BinaryIO]:
         os.replace(temporary, path)
         _sync_folder(path.parent)
     except OSError as error:
-        raise DataError(f"cannot write {path}: {error}") from error
+        raise DataError(f"cannot write {path}: {error}" + (f"; {advice}" if advice else "")) from error
     finally:
         temporary.unlink(missing_ok=True)
 

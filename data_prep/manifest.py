@@ -1,9 +1,10 @@
 """What a folder of shards says about itself, beside its tars.
 
     manifest.jsonl       one line per shard: {"shard", "count", "bytes", "sha256", "index"}
-    NAME.index.jsonl     one line per sample: {"key", "offset", "size"}; all of its members are in
-                         bytes [offset, offset + size) of the tar
+    NAME.index.jsonl     one line per sample: {"key", "offset", "size", "width", "height"}; all of its members
+                         are in bytes [offset, offset + size) of the tar; no sides where they cannot be told
     sizes.json           {"NAME.tar": count}, the form that open_clip reads
+    open_lm.jsonl        {"shard": "NAME", "num_sequences": count}, the form that open_lm reads
 
 The manifest is written last: a folder that has one is complete.
 """
@@ -22,6 +23,7 @@ from pipeline.errors import DataError
 
 MANIFEST = "manifest.jsonl"
 SIZES = "sizes.json"
+OPEN_LM = "open_lm.jsonl"
 
 
 @dataclass(frozen=True)
@@ -44,9 +46,14 @@ def index_name(shard: str) -> str:
     return shard.removesuffix(".tar") + ".index.jsonl"
 
 
-def index_line(span: SampleSpan) -> bytes:
-    """One line of an index file with its line end; ASCII, so that a key that is not UTF-8 survives."""
-    line = {"key": span.key, "offset": span.offset, "size": span.size}
+def index_line(span: SampleSpan, size_px: tuple[int, int] | None = None) -> bytes:
+    """One line of an index file with its line end; ASCII, so that a key that is not UTF-8 survives.
+
+    ``size_px`` is the picture's stored (width, height); None where ``data_prep.dimensions`` cannot tell it.
+    """
+    line: dict[str, str | int] = {"key": span.key, "offset": span.offset, "size": span.size}
+    if size_px is not None:
+        line["width"], line["height"] = size_px
     return json.dumps(line, separators=(",", ":")).encode("ascii") + b"\n"
 
 
@@ -55,28 +62,56 @@ def natural(name: str) -> list[tuple[int, str]]:
     return [(int(part), "") if part.isdigit() else (-1, part) for part in re.split(r"(\d+)", name)]
 
 
-def write_manifest(folder: Path, lines: Iterable[ShardLine]) -> None:
-    """Write ``sizes.json`` and then, last, the manifest of ``folder``. Raises DataError when they cannot be written."""
+def manifest_texts(lines: Iterable[ShardLine]) -> tuple[str, str]:
+    """(``sizes.json``, ``manifest.jsonl``) of these lines, in natural order of the shards' names."""
     ordered = sorted(lines, key=lambda line: natural(line.shard))
-    write_text(folder / SIZES, json.dumps({line.shard: line.count for line in ordered}, indent=1) + "\n")
-    write_text(folder / MANIFEST, "".join(json.dumps(asdict(line)) + "\n" for line in ordered))
+    sizes = json.dumps({line.shard: line.count for line in ordered}, indent=1) + "\n"
+    return sizes, "".join(json.dumps(asdict(line)) + "\n" for line in ordered)
+
+
+def open_lm_text(lines: Iterable[ShardLine]) -> str:
+    """``open_lm.jsonl`` of these lines: names without .tar, which open_lm puts into one brace pattern."""
+    ordered = sorted(lines, key=lambda line: natural(line.shard))
+    rows = ({"shard": line.shard.removesuffix(".tar"), "num_sequences": line.count} for line in ordered)
+    return "".join(json.dumps(row) + "\n" for row in rows)
+
+
+def write_manifest(folder: Path, lines: Iterable[ShardLine]) -> None:
+    """Write ``sizes.json``, ``open_lm.jsonl`` and then, last, the manifest of ``folder``.
+
+    Raises DataError when they cannot be written.
+    """
+    lines = list(lines)
+    sizes, manifest = manifest_texts(lines)
+    write_text(folder / SIZES, sizes)
+    write_text(folder / OPEN_LM, open_lm_text(lines))
+    write_text(folder / MANIFEST, manifest)
 
 
 def read_manifest(folder: Path) -> list[ShardLine]:
     """The lines of a folder's manifest. Raises DataError when it is missing or not as described above."""
     path = folder / MANIFEST
-    lines = []
     try:
-        text = path.read_text(encoding="utf-8")
+        content = path.read_bytes()
     except FileNotFoundError as error:
         raise DataError(f"{folder} has no {MANIFEST}; write one with `unisphere shards index {folder}`") from error
-    except (OSError, UnicodeDecodeError) as error:
+    except OSError as error:
         raise DataError(f"{path} cannot be read: {error}") from error
+    return parse_manifest(content, str(path))
+
+
+def parse_manifest(content: bytes, where: str) -> list[ShardLine]:
+    """The lines of a manifest's bytes. Raises DataError, naming ``where`` and the line, unless all are as above."""
+    lines = []
+    try:
+        text = content.decode("utf-8")
+    except UnicodeDecodeError as error:
+        raise DataError(f"{where} cannot be read: {error}") from error
     for number, line in enumerate(text.splitlines(), start=1):
         try:
             lines.append(ShardLine(**json.loads(line)))
         except (ValueError, TypeError) as error:
-            raise DataError(f"{path}, line {number}: {error}; write it again with `unisphere shards index`") from error
+            raise DataError(f"{where}, line {number}: {error}; write it again with `unisphere shards index`") from error
     return lines
 
 
@@ -86,15 +121,3 @@ def folders_below(root: Path) -> list[Path]:
     if not folders:
         raise DataError(f"no {MANIFEST} in or below {root}; adopt existing tars with `unisphere shards index {root}`")
     return folders
-
-
-def listing(root: Path) -> str:
-    """A table of the shards at or below ``root``: name, samples, bytes. Raises DataError as ``read_manifest`` does."""
-    rows = []
-    for folder in folders_below(root):
-        prefix = "" if folder == root else f"{folder.relative_to(root).as_posix()}/"
-        rows += [(prefix + line.shard, line.count, line.bytes) for line in read_manifest(folder)]
-    rows.append((f"{len(rows)} shards", sum(row[1] for row in rows), sum(row[2] for row in rows)))
-    width = max(len(name) for name, _, _ in rows)
-    head = f"{'shard':<{width}}  {'samples':>12}  {'bytes':>18}"
-    return "\n".join([head] + [f"{name:<{width}}  {count:>12,}  {size:>18,}" for name, count, size in rows])

@@ -5,7 +5,7 @@
 
 Field names of tables and JSON lines (the first one present counts):
 
-    image | filepath | path | file_name     a path relative to the table, or an fsspec URL (``zip://a.png::images.zip``)
+    image | filepath | path | file_name | url     a path relative to the table, or a URL that fsspec knows
     caption | captions | text | title       one text, or a list of texts (csv and tsv: a JSON list in ``captions``)
     key    split    label | cls             optional: name of the sample, sub-folder, class number
     group                                   optional: samples of a group show the same thing and are never negatives
@@ -21,11 +21,11 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-IMAGE_FIELDS = ("image", "filepath", "path", "file_name")
+IMAGE_FIELDS = ("image", "filepath", "path", "file_name", "url")
 CAPTION_FIELDS = ("caption", "captions", "text", "title")
 LABEL_FIELDS = ("label", "cls")
 MAX_CAPTION_BYTES = 100_000
@@ -51,6 +51,7 @@ class Row:
     split: str = ""  # sub-folder of the output; empty for none
     label: int | None = None
     meta: Mapping[str, Any] = field(default_factory=dict)  # the rest of the json member, ``group`` included
+    left_out: int = 0  # parts of the row that no sample can hold, like a second image; counted in the report
     problem: BadRow | None = None
 
 
@@ -69,9 +70,11 @@ class Source:
     name: str  # of the shards: NAME-000000.tar
     rows: Callable[[], Iterator[Row]]
     eval_sets: Mapping[str, EvalTexts] = field(default_factory=dict)  # split -> its texts
+    root: str = ""  # local folder or file that must still be there when images are missing; empty: not to be checked
+    companions: tuple[str, ...] = ()  # paths of files that describe the source and are copied to OUT/source/
 
 
-def from_fields(number: int, fields: Mapping[str, Any], base: Path) -> Row:
+def from_fields(number: int, fields: Mapping[str, Any], base: Path | str) -> Row:
     """The row that named fields describe. A field of the wrong kind gives a row with a ``problem``, no exception."""
     rest = dict(fields)
     try:
@@ -94,14 +97,39 @@ def from_fields(number: int, fields: Mapping[str, Any], base: Path) -> Row:
         return Row(number, image=str(fields.get("image", "")), problem=problem)
 
 
-def locate(image: str, base: Path) -> str:
+def from_members(number: int, image: str, key: str, members: Mapping[str, bytes], *, lines: bool, left_out: int = 0) -> Row:
+    """The row of an image at ``image`` whose other members (txt, json, cls) were read: from a tar, or beside it in a folder.
+
+    As in training, a list of ``captions`` in the json member wins over the text member, and that over anything else. Its
+    ``lines`` are captions of their own, or together one. A key inside the json member is the same fact twice, and dropped.
+    """
+    try:
+        fields = _json_member(members["json"]) if "json" in members else {}
+        if not fields.get("captions") and "txt" in members:
+            fields = {name: value for name, value in fields.items() if name not in CAPTION_FIELDS}
+            text = _text(members["txt"], "utf-8-sig")
+            fields["captions"] = text.splitlines() or [""] if lines else [text]
+        if "cls" in members:
+            fields.update(label=_text(members["cls"]).strip())
+        fields = {name: value for name, value in fields.items() if name not in ("key", "image")}
+        row = from_fields(number, {"image": image, **fields}, "")
+        return replace(row, key=key, left_out=left_out)
+    except BadRow as problem:
+        return Row(number, image=image, key=key, problem=problem)
+
+
+def locate(image: str, base: Path | str) -> str:
     """``image`` as an absolute path or a URL; the file at the end of a chained URL may be relative to ``base`` too.
 
-    >>> locate("zip://cat.png::pictures.zip", Path("/data"))
-    'zip://cat.png::/data/pictures.zip'
+    >>> locate("zip://cat.png::pictures.zip", Path("/data")), locate("cat.png", "s3://bucket/set")
+    ('zip://cat.png::/data/pictures.zip', 's3://bucket/set/cat.png')
     """
     head, chain, last = image.rpartition("::")
-    return head + chain + (last if "://" in last else str(base / last))
+    if "://" in last:
+        return image
+    if isinstance(base, str) and "://" in base and not last.startswith("/"):
+        return f"{head}{chain}{base}/{last}"
+    return head + chain + str(base / Path(last))
 
 
 def clean_key(key: str) -> str:
@@ -144,6 +172,20 @@ def usable_split(split: str) -> str:
     if split and not re.fullmatch(r"[A-Za-z0-9_-][A-Za-z0-9._-]{0,99}", split):
         raise BadRow("split-invalid", f"split {split[:80]!r} cannot name a folder; use letters, digits, '-', '_'")
     return split
+
+
+def _text(data: bytes, encoding: str = "utf-8") -> str:
+    return data.decode(encoding, "surrogateescape")
+
+
+def _json_member(data: bytes) -> dict[str, Any]:
+    try:
+        fields = json.loads(_text(data, "utf-8-sig"))
+    except (ValueError, RecursionError) as error:
+        raise BadRow("json-invalid", f"{error}; begins {data[:40]!r}") from error
+    if not isinstance(fields, dict):
+        raise BadRow("json-invalid", f"expected an object, got {type(fields).__name__}")
+    return fields
 
 
 def _first(fields: dict[str, Any], names: tuple[str, ...]) -> Any:

@@ -22,9 +22,13 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from data_prep.rows import EvalTexts, Row, Source
 from pipeline.errors import DataError
+
+if TYPE_CHECKING:
+    from data_prep.recipes import Options
 
 ASSETS = Path(__file__).parent.parent / "assets" / "emoji"
 TRAIN_STYLES = ("noto", "twemoji")
@@ -49,6 +53,7 @@ class Emoji:
     label: str
     keywords: tuple[str, ...]
     subgroup: str  # as CLDR writes it: "face-smiling"
+    group: str = ""  # one of CLDR's 10, of which the bundle has 9: "smileys-emotion"
 
     @property
     def seen(self) -> bool:
@@ -57,12 +62,13 @@ class Emoji:
         return int.from_bytes(digest[:8], "big") >= HELD_OUT_CONCEPTS * 2**64
 
 
-def source(assets: Path = ASSETS) -> Source:
-    """The rows of the three splits. Raises DataError when the bundle is missing from the installation."""
+def source(options: Options | None = None, assets: Path = ASSETS) -> Source:
+    """The rows of the three splits; ``options`` change nothing. Raises DataError when the bundle is not installed."""
     emoji = load(assets)
     classes = class_names(emoji)
     eval_sets = {"eval-style": EvalTexts(tuple(classes.values()), TEMPLATES), "eval-concepts": EvalTexts()}
-    return Source("emoji", partial(_rows, assets, emoji, list(classes)), eval_sets)
+    credits = (str(assets / "LICENSES" / "CREDITS.md"),)
+    return Source("emoji", partial(_rows, assets, emoji, list(classes)), eval_sets, companions=credits)
 
 
 def load(assets: Path = ASSETS) -> list[Emoji]:
@@ -75,7 +81,7 @@ def load(assets: Path = ASSETS) -> list[Emoji]:
     concepts = [json.loads(line) for line in lines]
     labels = unique_labels([concept["label"] for concept in concepts], [concept["name"] for concept in concepts])
     return [
-        Emoji(concept["name"], label, tuple(concept["keywords"]), concept["subgroup"])
+        Emoji(concept["name"], label, tuple(concept["keywords"]), concept["subgroup"], concept["group"])
         for concept, label in zip(concepts, labels, strict=True)
     ]
 

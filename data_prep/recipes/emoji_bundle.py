@@ -140,8 +140,8 @@ def shared_concepts(sets: Mapping[str, IconSet], emoji: Sequence[Json], groups: 
     return sorted(concepts, key=lambda concept: concept.name)
 
 
-def to_svg(drawing: Json) -> str:
-    """A stand-alone SVG document of ``SIDE_PX`` square, the drawing centred in it at its own aspect ratio.
+def to_svg(drawing: Json, side: int = SIDE_PX) -> str:
+    """A stand-alone SVG document of ``side`` pixels square, the drawing centred in it at its own aspect ratio.
 
     Raises DataError for a rotation, which none of the pinned sets uses.
     """
@@ -155,7 +155,7 @@ def to_svg(drawing: Json) -> str:
         body = f'<g transform="translate(0 {2 * top + height}) scale(1 -1)">{body}</g>'
     return (
         '<svg xmlns="http://www.w3.org/2000/svg" xmlns:xlink="http://www.w3.org/1999/xlink" '
-        f'width="{SIDE_PX}" height="{SIDE_PX}" viewBox="{left} {top} {width} {height}">{body}</svg>'
+        f'width="{side}" height="{side}" viewBox="{left} {top} {width} {height}">{body}</svg>'
     )
 
 

@@ -23,7 +23,11 @@ from PIL import Image
 
 from data_prep.__main__ import main
 from data_prep.build import STAGING, build
+from data_prep.chunks import plan
+from data_prep.pack import Job, pack
+from data_prep.places import LocalPlace
 from data_prep.rows import EvalTexts, Row, Source
+from data_prep.settings import Settings
 from data_prep.sources import open_source
 from pipeline.data.samples import ShardSet
 from pipeline.errors import DataError
@@ -293,12 +297,10 @@ def test_a_dry_run_counts_and_writes_nothing(tmp_path: Path, table: Table, capsy
 def test_a_staged_chunk_that_was_damaged_is_packed_again(tmp_path: Path, table: Table) -> None:
     source = open_source(str(table(4)))
     build(source, tmp_path / "whole", shard_size=2)
-    from data_prep.chunks import pack, plan
-
-    staging = tmp_path / "out" / STAGING
-    for chunk in plan(source, 2):
-        assert not pack(chunk, staging).reused
-    staged = staging / "=" / "000001.tar"
+    settings = Settings(shard_size=2)
+    for chunk in plan(source, settings):
+        assert not pack(chunk, Job(LocalPlace(tmp_path / "out"), settings)).reused
+    staged = tmp_path / "out" / STAGING / "=" / "000001.tar"
     staged.write_bytes(staged.read_bytes()[:-1])
     report = build(source, tmp_path / "out", shard_size=2)
     assert report.num_reused == 1

@@ -16,15 +16,16 @@ from data_prep.__main__ import main
 NO_TORCH = """
 import sys
 from data_prep.__main__ import main
-code = main({argv!r}) if {argv!r} else 0
+codes = [main(argv) for argv in {commands!r}]
 heavy = sorted(name for name in sys.modules if name.split(".")[0] in ("torch", "torchvision", "open_clip", {more}))
 print("HEAVY", heavy)
-sys.exit(code)
+sys.exit(max(codes, default=0))
 """
 
 
-def loaded(argv: list[str], more: str = '"numpy"') -> str:
-    script = NO_TORCH.format(argv=argv, more=more)
+def loaded(commands: list[list[str]], more: str = '"numpy"') -> str:
+    """What one process has imported after these commands."""
+    script = NO_TORCH.format(commands=commands, more=more)
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=120)
     assert done.returncode == 0, done.stderr
     return done.stdout.splitlines()[-1]
@@ -35,12 +36,18 @@ def test_importing_the_command_loads_nothing_heavy() -> None:
 
 
 def test_no_command_loads_torch(tmp_path: Path, table: Callable[..., Path]) -> None:
-    out = str(tmp_path / "out")
-    for argv in (["build", str(table(2)), out], ["index", out], ["verify", out], ["ls", out]):
-        assert loaded(argv, more='"deepspeed"') == "HEAVY []"
+    out, page = str(tmp_path / "out"), str(tmp_path / "page.html")
+    copies = [str(tmp_path / name) for name in ("clean", "parts", "large", "some", "both")]
+    commands = [["build", str(table(2)), out], ["index", out], ["verify", out], ["ls", out], ["cat", out, "000000000"]]
+    commands += [["stats", out, "--picture", page + ".png"], ["preview", out, page], ["repair", out, copies[0]]]
+    commands += [["split", out, copies[1], "--near", "1"], ["reshard", out, copies[2]], ["subset", out, copies[3]]]
+    assert loaded([*commands, ["mix", f"{out}=1", copies[4]], ["recipe"]], more='"deepspeed"') == "HEAVY []"
 
 
-@pytest.mark.parametrize("command", [[], ["build"], ["index"], ["verify"], ["ls"]])
+COMMANDS = "build index verify repair ls cat stats preview split reshard subset mix recipe"
+
+
+@pytest.mark.parametrize("command", [[], *([name] for name in COMMANDS.split())])
 def test_every_command_has_help(command: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as caught:
         main([*command, "--help"])
@@ -70,10 +77,24 @@ def test_a_full_disk_is_a_plain_error(table: Callable[..., Path], capsys: pytest
 @pytest.mark.parametrize(
     "module",
     [
+        "data_prep.commit",
+        "data_prep.duplicates",
+        "data_prep.encode",
         "data_prep.manifest",
+        "data_prep.pack",
         "data_prep.rows",
+        "data_prep.tables",
         "data_prep.recipes.emoji",
         "data_prep.recipes.emoji_bundle",
+        "data_prep.walk",
+        "data_prep.inputs",
+        "data_prep.output",
+        "data_prep.split",
+        "data_prep.mix",
+        "data_prep.recipes.iconpack",
+        "data_prep.recipes.openclipart",
+        "data_prep.recipes.store",
+        "data_prep.recipes.tuxpaint",
         "pipeline.data.tar",
     ],
 )

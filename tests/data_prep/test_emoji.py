@@ -121,4 +121,4 @@ def test_the_bundle_is_whole_small_and_credited() -> None:
 
 def test_a_missing_bundle_is_explained(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="the emoji bundle is missing: .*; install the project with its data files"):
-        emoji.source(tmp_path)
+        emoji.source(assets=tmp_path)

@@ -100,8 +100,8 @@ def test_a_source_can_be_read_twice(table: Callable[..., Path]) -> None:
 @pytest.mark.parametrize(
     ("spec", "message"),
     [
-        ("nowhere.csv", "does not exist; give a .jsonl"),
-        ("recipe:imagenet", "no recipe named 'imagenet'; there are: emoji"),
+        ("nowhere.csv", r"does not exist; give a table \(\.csv, \.tsv, \.jsonl, \.parquet\)"),
+        ("recipe:imagenet", "no recipe named 'imagenet'; there are: .*emoji"),
         ("picture.png", "ends in '.png'; known are"),
         ("nocaption.csv", r"no caption column; it has \['image', 'licence'\]"),
         ("empty.csv", r"no image column; it has \[\]"),
