@@ -28,6 +28,7 @@ _DERIVED = {
     "scheduler": "optim.warmup_steps and optim.lr",
     "steps_per_print": "log.every_steps",
 }
+_DERIVED_IN_ZERO = {"stage": "engine.zero_stage", "offload_optimizer": "engine.offload"}
 _PASSED_ON = {
     "zero_optimization",
     "activation_checkpointing",
@@ -87,8 +88,9 @@ def ds_config(
             raise ConfigError(strict.unknown_key(f"engine.deepspeed.{key}", key, _PASSED_ON))
     extra = copy.deepcopy(engine.deepspeed)
     zero = extra.pop("zero_optimization", {})
-    if "stage" in zero:
-        raise ConfigError("engine.deepspeed.zero_optimization.stage is derived from engine.zero_stage; set that instead")
+    for key, source in _DERIVED_IN_ZERO.items():
+        if key in zero:
+            raise ConfigError(f"engine.deepspeed.zero_optimization.{key} is derived from {source}; set that instead")
     config: dict[str, Any] = {
         "train_batch_size": micro_batch_size * micro_batches * world_size,
         "train_micro_batch_size_per_gpu": micro_batch_size,
@@ -104,9 +106,20 @@ def ds_config(
         },
         **extra,
     }
+    if engine.offload != "none":
+        config["zero_optimization"]["offload_optimizer"] = _offload(engine.offload, pin_memory=device_type == "cuda")
+        # torch's fused AdamW runs on the CPU as well; DeepSpeed's own would need a C++ compiler at the first start.
+        config.setdefault("zero_force_ds_cpu_optimizer", False)
     if precision == "bf16" and engine.zero_stage == 0:
         # DeepSpeed's bf16 mode has no fp32 master weights at stage 0: small updates would be rounded away. Autocast keeps them.
         config["torch_autocast"] = {"enabled": True, "dtype": "bfloat16"}
     elif precision != "fp32":
         config[precision] = {"enabled": True}
     return config
+
+
+def _offload(where: str, *, pin_memory: bool) -> dict[str, Any]:
+    """Optimizer state on the CPU, or in files of a local disk."""
+    if where == "cpu":
+        return {"device": "cpu", "pin_memory": pin_memory}
+    return {"device": "nvme", "nvme_path": where, "pin_memory": pin_memory}

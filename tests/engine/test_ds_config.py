@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from pipeline.config import EngineConfig, OptimConfig
+from pipeline.config import EngineConfig, OptimConfig, from_tree
 from pipeline.engine.ds_config import ds_config, resolve_precision
 from pipeline.errors import ConfigError
 
@@ -53,6 +53,7 @@ def test_extra_settings_are_merged_without_touching_the_input() -> None:
         ({"train_batch_size": 8}, "derived from train.global_batch_size"),
         ({"bf16": {"enabled": True}}, "derived from engine.precision"),
         ({"zero_optimization": {"stage": 3}}, "derived from engine.zero_stage"),
+        ({"zero_optimization": {"offload_optimizer": {}}}, "offload_optimizer is derived from engine.offload"),
         ({"zero_optimisation": {}}, "did you mean 'zero_optimization'"),
         ({"stage3_max_live_parameters": 1}, "unknown key 'stage3_max_live_parameters'"),
     ],
@@ -72,3 +73,26 @@ def test_automatic_precision(device_type: str, bf16: bool, expected: str) -> Non
 
 def test_a_configured_precision_wins() -> None:
     assert resolve_precision(EngineConfig(precision="bf16"), "cpu", False)[0] == "bf16"
+
+
+def test_offloading_is_one_setting() -> None:
+    config = derive(zero_stage=2, offload="cpu")
+    assert config["zero_optimization"]["offload_optimizer"] == {"device": "cpu", "pin_memory": True}
+    assert config["zero_force_ds_cpu_optimizer"] is False
+    disk = derive("cpu", zero_stage=3, offload="/local")["zero_optimization"]["offload_optimizer"]
+    assert disk == {"device": "nvme", "nvme_path": "/local", "pin_memory": False}
+    assert "offload_optimizer" not in derive(zero_stage=2)["zero_optimization"]
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"offload": "gpu"}, "engine.offload = gpu: use none, cpu, or the absolute path"),
+        ({"offload": "cpu", "zero_stage": 0}, "engine.offload = cpu with engine.zero_stage = 0: .* from stage 1 on"),
+        ({"offload": "/local", "zero_stage": 2}, "engine.offload = /local with engine.zero_stage = 2: .* at stage 3 only"),
+    ],
+)
+def test_impossible_offloading_is_refused(settings: dict[str, Any], message: str) -> None:
+    tree = {"name": "r", "data": {"train": "x"}, "model": {"architecture": "ViT-B-32"}, "engine": settings}
+    with pytest.raises(ConfigError, match=message):
+        from_tree({**tree, "train": {"steps": 9, "global_batch_size": 4}, "optim": {"warmup_steps": 0}})

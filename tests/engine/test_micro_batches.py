@@ -38,7 +38,7 @@ def one_step(world: World, stage: int, count: int, dropout: float = 0.0) -> tupl
     features = micro.forward(tiny.share(tiny.batch(B, num_groups=7), world.rank, world.size), seed=5)
     losses = tiny.objective(TERMS)(features, step=4)
     micro.backward(losses.total)
-    norm = engine.step(lr=0.1)
+    norm = engine.step(lr=0.1).item()
     return losses.total.item(), norm, engine.consolidated()
 
 
