@@ -1,87 +1,137 @@
-"""From encoded bytes to the uint8 view that a model sees. Layer 2; pictures are PIL images until the last line.
+"""From encoded bytes to the uint8 views that a model sees. Layer 2.
 
-    image = decode(sample.image, max_pixels=64_000_000)             # PIL, RGB, upright, transparency over white
-    view = train_view(image, cfg.augment, 64, sample_rng(seed, epoch, sample.key))      # uint8 [3, 64, 64]
+    encoded = Encoded(sample.image, max_pixels=64_000_000)              # reads the header, no pixel yet
+    params = draw(encoded, cfg.augment, 224, sample_rng(seed, epoch, sample.key))       # a ViewParams per recipe
+    views = make_views(encoded, params, 224, cfg.augment.interpolation)     # V tensors, uint8 [1, 3, 224, 224]
     pixels = normalise(batch.image_VBCHW, cfg.model.image_mean, cfg.model.image_std)     # float32, on the device
 
-A random view is made in two halves: ``draw_view`` draws every parameter, whether or not it will be used, so that
-switching one kind of augmentation on does not reshuffle the others; ``apply_view`` is then a pure function of picture
-and parameters. The order is crop, flip, brightness, contrast, saturation, hue, grayscale.
+Everything random is drawn before a pixel is decoded, from the header alone. So the decoder knows what the views need: a
+JPEG is decoded once, at 1/2, 1/4 or 1/8 of its size where every crop keeps at least the pixels of its view (libjpeg has
+fast transforms for these sizes only). ``make_views`` is a pure function of bytes and parameters. Crops lie on whole
+pixels and are resized with antialiasing as Pillow does it, to one level; what follows is ``colour.py``.
 
 ``eval_view`` is pixel for pixel what open_clip's evaluation transform does (bicubic, shorter side, centre crop).
 
-Shapes: B batch, C = 3 channels, H = W = size.
+Shapes: V views, B batch, C = 3 channels, H = W = size.
 """
 
 from __future__ import annotations
 
+import dataclasses
 import io
-import math
 import warnings
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
+import simplejpeg
 import torch
-from PIL import Image, ImageEnhance, ImageOps
+import torch.nn.functional as F
+from PIL import Image, ImageOps, UnidentifiedImageError
 
 from pipeline.config import AugmentConfig
+from pipeline.data.colour import recolour
 from pipeline.data.drops import BadSample
+from pipeline.data.views import Box, ViewParams, draw_views
 
 View = npt.NDArray[np.uint8]
 
 FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF")
 """Decoders that untrusted bytes may reach; PIL knows others that start external programs."""
 
-CROP_TRIES = 10
+ORIENTATION = 0x0112
+REDUCTIONS = (8, 4, 2)
 
-# ``decode`` refuses by its own bound before any pixel is read; PIL's notice would only repeat that, once per process.
+# ``Encoded`` refuses by its own bound before any pixel is read; PIL's notice would only repeat that, once per process.
 warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)
 
 
-@dataclass(frozen=True)
-class ViewParams:
-    """Everything that was random about one view. ``box`` is (left, upper, right, lower) in pixels of the source."""
-
-    box: tuple[float, float, float, float]
-    flip: bool = False
-    brightness: float = 1.0
-    contrast: float = 1.0
-    saturation: float = 1.0
-    hue: float = 0.0
-    grayscale: bool = False
-
-
-def decode(data: bytes, max_pixels: int, at_least: int | None = None) -> Image.Image:
-    """Decode to an upright RGB image: EXIF orientation applied, transparency over white, 16-bit grey scaled to 8.
+class Encoded:
+    """An image file of which the header has been read. ``size``: upright width and height in pixels.
 
     Args:
         data: the encoded file.
-        max_pixels: a larger picture is refused after reading its header, before memory is taken for its pixels.
-        at_least: a JPEG may be decoded at 1/2, 1/4 or 1/8 of its size as long as both sides keep this many pixels.
+        max_pixels: a larger picture is refused before memory is taken for its pixels.
 
     Raises:
-        BadSample: cause image-empty, image-too-large, or image-undecodable.
+        BadSample: cause image-empty, image-too-large, or image-undecodable; the methods raise the last one too.
     """
-    if not data:
-        raise BadSample("image-empty", "the image has 0 bytes")
-    try:
-        image: Image.Image = Image.open(io.BytesIO(data), formats=FORMATS)
-        width, height = image.size
-        if width * height > max_pixels:
-            detail = f"{width} x {height} pixels, the bound is {max_pixels} (data.max_image_pixels)"
-            raise BadSample("image-too-large", detail)
-        if at_least is not None and image.format == "JPEG":
-            image.draft(None, (at_least, at_least))
-        image.load()
-        return _to_rgb(ImageOps.exif_transpose(image))
-    except BadSample:
-        raise
-    except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
-        raise BadSample("image-too-large", str(error)) from error
-    except Exception as error:  # PIL's decoders raise whatever broken bytes lead to: OSError, struct.error, IndexError
-        raise BadSample("image-undecodable", f"{type(error).__name__}: {error} ({len(data)} bytes)") from error
+
+    def __init__(self, data: bytes, max_pixels: int) -> None:
+        if not data:
+            raise BadSample("image-empty", "the image has 0 bytes")
+        self._data = data
+        try:
+            self._image = self._open()
+            width, height = self._image.size
+            if width * height > max_pixels:
+                detail = f"{width} x {height} pixels, the bound is {max_pixels} (data.max_image_pixels)"
+                raise BadSample("image-too-large", detail)
+            self._orientation = self._image.getexif().get(ORIENTATION, 1)  # of some formats this reads the pixels
+        except BadSample:
+            raise
+        except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
+            raise BadSample("image-too-large", str(error)) from error
+        except Exception as error:  # PIL raises whatever broken bytes lead to: OSError, struct.error, IndexError
+            raise self._undecodable(error) from error
+        self.size = (height, width) if self._orientation in (5, 6, 7, 8) else (width, height)
+
+    @property
+    def reducible(self) -> bool:
+        """Whether it can be decoded at 1/2, 1/4 and 1/8 of its size."""
+        return self._image.format == "JPEG"
+
+    def image(self) -> Image.Image:
+        """The upright RGB picture: EXIF orientation applied, transparency over white, 16-bit grey scaled to 8."""
+        return self._rgb(self._image)
+
+    def pixels(self, reduction: int = 1) -> View:
+        """The same, uint8 [ceil(height / reduction), ceil(width / reduction), 3]; more than 1 only if ``reducible``."""
+        if self._image.format == "JPEG" and self._image.mode in ("RGB", "L"):
+            width, height = (-(-side // reduction) for side in self._image.size)
+            try:
+                stored: View = simplejpeg.decode_jpeg(
+                    self._data, "RGB", min_height=height, min_width=width, min_factor=reduction
+                )
+                return _upright(stored, self._orientation)
+            except ValueError:  # it refuses what is merely odd; Pillow decodes that, and refuses what is broken
+                pass
+        if reduction == 1:
+            return np.array(self._rgb(self._image))
+        smaller = self._open()
+        smaller.draft(None, (max(1, smaller.width // reduction), max(1, smaller.height // reduction)))
+        return np.array(self._rgb(smaller))
+
+    def _open(self) -> Image.Image:
+        return Image.open(io.BytesIO(self._data), formats=FORMATS)
+
+    def _rgb(self, image: Image.Image) -> Image.Image:
+        try:
+            image.load()
+            return _to_rgb(ImageOps.exif_transpose(image))
+        except Exception as error:
+            raise self._undecodable(error) from error
+
+    def _undecodable(self, error: Exception) -> BadSample:
+        # PIL's own words for this name an address in memory, which would differ from run to run.
+        reason = "no image format is known to start so" if isinstance(error, UnidentifiedImageError) else str(error)
+        return BadSample("image-undecodable", f"{type(error).__name__}: {reason} ({len(self._data)} bytes)")
+
+
+def decode(data: bytes, max_pixels: int) -> Image.Image:
+    """Bytes to an upright RGB picture; see ``Encoded`` for what is refused."""
+    return Encoded(data, max_pixels).image()
+
+
+def _upright(pixels_HWC: View, orientation: int) -> View:
+    """What ``ImageOps.exif_transpose`` does for this EXIF orientation; other numbers mean nothing."""
+    if orientation in (5, 6, 7, 8):
+        pixels_HWC = pixels_HWC.transpose(1, 0, 2)
+    if orientation in (2, 3, 6, 7):
+        pixels_HWC = pixels_HWC[:, ::-1]
+    if orientation in (3, 4, 7, 8):
+        pixels_HWC = pixels_HWC[::-1]
+    return np.ascontiguousarray(pixels_HWC)
 
 
 def _to_rgb(image: Image.Image) -> Image.Image:
@@ -98,85 +148,41 @@ def _to_rgb(image: Image.Image) -> Image.Image:
     return image.convert("RGB")
 
 
-def draw_view(cfg: AugmentConfig, width: int, height: int, rng: np.random.Generator) -> ViewParams:
-    """Draw the parameters of one view of a ``width`` x ``height`` picture; uses up as many numbers for any ``cfg``."""
-    box = _draw_box(cfg, width, height, rng.random((CROP_TRIES, 4)))
-    chances = (cfg.flip_probability, cfg.jitter_probability, cfg.grayscale_probability)
-    flip, jitter, grayscale = (rng.random(3) < chances).tolist()
-    brightness, contrast, saturation, hue = (rng.random(4) * 2 - 1).tolist()
-    if not jitter:
-        return ViewParams(box, flip, grayscale=grayscale)
-    return ViewParams(
-        box,
-        flip,
-        max(0.0, 1 + cfg.brightness * brightness),
-        max(0.0, 1 + cfg.contrast * contrast),
-        max(0.0, 1 + cfg.saturation * saturation),
-        cfg.hue * hue,
-        grayscale,
-    )
+def draw(encoded: Encoded, cfg: AugmentConfig, size: int, rng: np.random.Generator) -> tuple[ViewParams, ...]:
+    """The parameters of a random view per recipe, and at which size to decode so that none of them lacks pixels."""
+    params = draw_views(cfg.views, *encoded.size, rng)
+    if not (cfg.reduced_decoding and encoded.reducible):
+        return params
+    shortest = min(min(right - left, lower - upper) for left, upper, right, lower in (p.box for p in params))
+    reduction = next((r for r in REDUCTIONS if shortest >= r * size), 1)
+    return tuple(_snapped(p, reduction) for p in params)
 
 
-def _draw_box(
-    cfg: AugmentConfig, width: int, height: int, uniform_T4: npt.NDArray[np.float64]
-) -> tuple[float, float, float, float]:
-    """The first of T tries whose box fits inside; else the largest centred box of an allowed ratio."""
-    log_low, log_high = math.log(cfg.crop_ratio[0]), math.log(cfg.crop_ratio[1])
-    for area, shape, x, y in uniform_T4.tolist():
-        pixels = width * height * (cfg.crop_scale[0] + area * (cfg.crop_scale[1] - cfg.crop_scale[0]))
-        ratio = math.exp(log_low + shape * (log_high - log_low))
-        crop_width, crop_height = math.sqrt(pixels * ratio), math.sqrt(pixels / ratio)
-        if crop_width <= width and crop_height <= height:
-            return _box_at(x * (width - crop_width), y * (height - crop_height), crop_width, crop_height)
-    ratio = min(max(width / height, cfg.crop_ratio[0]), cfg.crop_ratio[1])
-    crop_width, crop_height = min(width, height * ratio), min(height, width / ratio)
-    return _box_at((width - crop_width) / 2, (height - crop_height) / 2, crop_width, crop_height)
+def _snapped(params: ViewParams, reduction: int) -> ViewParams:
+    """With a box that lies on whole pixels of the decoded picture; it grows by less than one of them on each side."""
+    (width, height), (left, upper, right, lower) = params.source, decoded_box(params.box, reduction)
+    box = (left * reduction, upper * reduction, min(right * reduction, width), min(lower * reduction, height))
+    return dataclasses.replace(params, box=box, reduction=reduction)
 
 
-def _box_at(left: float, upper: float, width: float, height: float) -> tuple[float, float, float, float]:
-    return (left, upper, left + width, upper + height)
+def decoded_box(box: Box, reduction: int) -> Box:
+    """``box`` in pixels of a picture that was decoded at 1 / ``reduction``."""
+    left, upper, right, lower = box
+    return (left // reduction, upper // reduction, -(-right // reduction), -(-lower // reduction))
 
 
-def apply_view(image: Image.Image, params: ViewParams, size: int) -> View:
-    """The view of an RGB picture that ``params`` describe, uint8 ``[3, size, size]``."""
-    left, upper, right, lower = params.box
-    box = (left, upper, min(right, image.width), min(lower, image.height))  # rounding may lie a hair outside
-    image = image.resize((size, size), Image.Resampling.BICUBIC, box=box)
-    if params.flip:
-        image = image.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
-    if params.brightness != 1:
-        image = ImageEnhance.Brightness(image).enhance(params.brightness)
-    if params.contrast != 1:
-        image = ImageEnhance.Contrast(image).enhance(params.contrast)
-    if params.saturation != 1:
-        image = ImageEnhance.Color(image).enhance(params.saturation)
-    if params.hue:
-        image = _shift_hue(image, params.hue)
-    if params.grayscale:
-        image = image.convert("L").convert("RGB")
-    return _channels_first(image)
+def make_views(encoded: Encoded, params: Sequence[ViewParams], size: int, interpolation: str) -> list[torch.Tensor]:
+    """The views that ``params`` describe, uint8 [1, 3, size, size] each. Decodes once; equal arguments give equal bytes."""
+    pixels_HWC = encoded.pixels(params[0].reduction)
+    return [recolour(crop(pixels_HWC, p, size, interpolation), [p]) for p in params]
 
 
-def _shift_hue(image: Image.Image, turns: float) -> Image.Image:
-    hue, saturation, value = image.convert("HSV").split()
-    shift = round(turns * 256)
-    hue = hue.point([(level + shift) % 256 for level in range(256)])
-    return Image.merge("HSV", (hue, saturation, value)).convert("RGB")
-
-
-def _channels_first(image: Image.Image) -> View:
-    return np.ascontiguousarray(np.asarray(image, dtype=np.uint8).transpose(2, 0, 1))
-
-
-def train_view(image: Image.Image, cfg: AugmentConfig, size: int, rng: np.random.Generator) -> View:
-    """One random view of an RGB picture, uint8 ``[3, size, size]``; the same generator state gives the same bytes."""
-    return apply_view(image, draw_view(cfg, image.width, image.height, rng), size)
-
-
-def smallest_useful_side(cfg: AugmentConfig, size: int) -> int:
-    """Shorter side, in pixels, below which a crop that ``cfg`` allows would have to be enlarged; for ``decode``."""
-    narrowest = min(cfg.crop_ratio[0], 1 / cfg.crop_ratio[1], 1.0)
-    return math.ceil(size / math.sqrt(cfg.crop_scale[0] * narrowest))
+def crop(pixels_HWC: View, params: ViewParams, size: int, interpolation: str) -> torch.Tensor:
+    """The box of ``params`` out of the decoded picture, resized and perhaps mirrored; uint8 [1, 3, size, size]."""
+    left, upper, right, lower = decoded_box(params.box, params.reduction)
+    part_1CHW = torch.from_numpy(pixels_HWC[upper:lower, left:right]).permute(2, 0, 1).unsqueeze(0)
+    view_1CHW = F.interpolate(part_1CHW, (size, size), mode=interpolation, antialias=True)
+    return view_1CHW.flip(-1) if params.flip else view_1CHW
 
 
 def eval_view(image: Image.Image, size: int) -> View:
@@ -188,11 +194,12 @@ def eval_view(image: Image.Image, size: int) -> View:
         new_size = (size, scaled) if image.width <= image.height else (scaled, size)
         image = image.resize(new_size, Image.Resampling.BICUBIC)
     left, upper = round((image.width - size) / 2), round((image.height - size) / 2)
-    return _channels_first(image.crop((left, upper, left + size, upper + size)))
+    centre = image.crop((left, upper, left + size, upper + size))
+    return np.ascontiguousarray(np.asarray(centre, dtype=np.uint8).transpose(2, 0, 1))
 
 
 def normalise(image_BCHW: torch.Tensor, mean: Sequence[float], std: Sequence[float]) -> torch.Tensor:
     """uint8 ``[..., 3, H, W]`` to float32 ``(x / 255 - mean) / std`` per channel, on the tensor's device."""
     mean_C11 = torch.tensor(mean, dtype=torch.float32, device=image_BCHW.device).view(-1, 1, 1)
     std_C11 = torch.tensor(std, dtype=torch.float32, device=image_BCHW.device).view(-1, 1, 1)
-    return (image_BCHW.float() / 255 - mean_C11) / std_C11
+    return image_BCHW.float().div_(255).sub_(mean_C11).div_(std_C11)
