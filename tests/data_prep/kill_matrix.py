@@ -17,6 +17,7 @@ import random
 import shutil
 import signal
 import sys
+import threading
 import time
 from collections import Counter
 from collections.abc import Callable
@@ -193,6 +194,7 @@ def main(folder: Path, num_rounds: int, seed: int) -> None:
     """Run the matrix and print what was done."""
     rng = random.Random(seed)
     tqdm.monitor_interval = 0  # its watching thread
+    tqdm.set_lock(threading.RLock())  # the usual one is shared with forked children, and stays locked when one is killed
     sys.addaudithook(audit)
     scenarios = []
     for name in ("fresh", "force", "duplicates", "retry"):
