@@ -20,16 +20,20 @@ from pathlib import Path
 from typing import Any
 
 from pipeline import strict
+from pipeline.config import augment as _augment
+from pipeline.config import checkpoint as _checkpoint
 from pipeline.config import data as _data
 from pipeline.config import model as _model
 from pipeline.config import objective as _objective
 from pipeline.config import training as _training
 from pipeline.config import watching as _watching
-from pipeline.config.data import AugmentConfig, DataConfig
+from pipeline.config.augment import AugmentConfig, TextConfig, ViewConfig
+from pipeline.config.checkpoint import CheckpointConfig
+from pipeline.config.data import DataConfig, FilterConfig, SourceConfig, data_sources
 from pipeline.config.limits import INFINITY, Rule, check_ranges, check_rules
 from pipeline.config.model import ModelConfig
 from pipeline.config.objective import ObjectiveConfig, WeightConfig
-from pipeline.config.training import CheckpointConfig, EngineConfig, OptimConfig, Precision, TrainConfig
+from pipeline.config.training import EngineConfig, NumbersConfig, OptimConfig, Precision, TrainConfig
 from pipeline.config.watching import EvalConfig, LogConfig
 from pipeline.errors import ConfigError
 
@@ -39,15 +43,21 @@ __all__ = [
     "DataConfig",
     "EngineConfig",
     "EvalConfig",
+    "FilterConfig",
     "LogConfig",
     "ModelConfig",
+    "NumbersConfig",
     "ObjectiveConfig",
     "OptimConfig",
     "Precision",
     "RunConfig",
+    "SourceConfig",
+    "TextConfig",
     "TrainConfig",
+    "ViewConfig",
     "WeightConfig",
     "check",
+    "data_sources",
     "dump",
     "from_tree",
     "load",
@@ -66,11 +76,12 @@ class RunConfig:
     seed: int = 0
     runs_dir: str = "runs"
     resume_from: str | None = None
-    """Checkpoint folder to start from instead of the newest one of this run; missing is an error."""
+    """Checkpoint (a folder or a URL) to start from while this run has none of its own; missing is an error."""
     augment: AugmentConfig = AugmentConfig()
     objective: ObjectiveConfig = ObjectiveConfig()
     optim: OptimConfig = OptimConfig()
     engine: EngineConfig = EngineConfig()
+    numbers: NumbersConfig = NumbersConfig()
     checkpoint: CheckpointConfig = CheckpointConfig()
     eval: EvalConfig = EvalConfig()
     log: LogConfig = LogConfig()
@@ -125,6 +136,8 @@ def micro_batch_size(global_batch_size: int, world_size: int, micro_batches: int
 
 RANGES = {
     "seed": (0.0, INFINITY),
+    **_checkpoint.RANGES,
+    **_augment.RANGES,
     **_data.RANGES,
     **_model.RANGES,
     **_objective.RANGES,
@@ -138,7 +151,9 @@ def check(cfg: RunConfig) -> None:
     check_ranges(cfg, RANGES)
     check_rules(
         _rules(cfg)
-        + _data.rules(cfg.augment)
+        + _checkpoint.rules(cfg.checkpoint)
+        + _augment.rules(cfg.augment)
+        + _data.rules(cfg.data)
         + _model.rules(cfg.model)
         + _objective.rules(cfg.objective)
         + _training.rules(cfg.optim, cfg.train)
@@ -151,8 +166,21 @@ def _rules(cfg: RunConfig) -> list[Rule]:
     return [
         (Path(cfg.name).name == cfg.name and cfg.name not in ("", ".."), f"name = {cfg.name!r}: use one folder name"),
         (
+            cfg.engine.offload in ("none", "cpu") or cfg.engine.offload.startswith("/"),
+            f"engine.offload = {cfg.engine.offload}: use none, cpu, or the absolute path of a folder on a local disk",
+        ),
+        (
+            cfg.engine.zero_stage >= _stage_for(cfg.engine.offload),
+            f"engine.offload = {cfg.engine.offload} with engine.zero_stage = {cfg.engine.zero_stage}: optimizer state goes to "
+            f"the CPU from stage 1 on, and to a disk at stage 3 only",
+        ),
+        (
             not (cfg.model.compile and cfg.engine.zero_stage == 3),
             "model.compile = true with engine.zero_stage = 3: parameters are gathered by hooks that compilation bypasses; "
             "use a stage up to 2, or compile = false",
         ),
     ]
+
+
+def _stage_for(offload: str) -> int:
+    return {"none": 0, "cpu": 1}.get(offload, 3)

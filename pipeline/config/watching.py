@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from pipeline.config.limits import INFINITY, Ranges, Rule
-from pipeline.config.training import CheckpointConfig
+from pipeline.config.checkpoint import CheckpointConfig
+from pipeline.config.limits import INFINITY, POSITIVE, Ranges, Rule
 
 
 @dataclass(frozen=True)
@@ -15,6 +15,8 @@ class EvalConfig:
     batch_size_per_rank: int = 256
     every_steps: int = 0
     """Evaluate the checkpoint of every so many steps, a multiple of ``checkpoint.every_steps``; 0 only the last one."""
+    at_end: bool = True
+    """Evaluate the last checkpoint before the training ends; false leaves that to another job."""
 
 
 @dataclass(frozen=True)
@@ -25,12 +27,15 @@ class LogConfig:
     tensorboard: bool = True
     wandb_project: str | None = None
     """Also log to Weights & Biases under this project; a failure there is reported and never fatal."""
+    peak_tflops: float | None = None
+    """Dense peak of one device in its precision, 1e12 operations a second; None knows the common GPUs, and no CPU."""
 
 
 RANGES: Ranges = {
     "eval.batch_size_per_rank": (1, INFINITY),
     "eval.every_steps": (0, INFINITY),
     "log.every_steps": (1, INFINITY),
+    "log.peak_tflops": (POSITIVE, INFINITY),
 }
 
 

@@ -29,7 +29,7 @@ import torch
 
 from pipeline.data.augment import decode, eval_view
 from pipeline.data.drops import BadSample
-from pipeline.data.samples import Sample, ShardSet
+from pipeline.data.samples import Reading, Sample, ShardSet
 from pipeline.data.shards import LocalFiles, describe
 from pipeline.errors import DataError
 
@@ -59,18 +59,18 @@ class EvalSet:
         self.folder, self.shards, self.classnames, self.templates = folder, shards, classnames, templates
 
     @staticmethod
-    def open(folder: str | Path) -> EvalSet:
-        """Open and check a test set.
+    def open(folder: str | Path, split: str = "test") -> EvalSet:
+        """Open and check a test set, or its part for fitting probes (``split="train"``).
 
         Raises:
             DataError: the folder, a shard, or a text file is missing or unusable, or no first sample can be used.
         """
         folder = Path(folder)
-        if not (folder / "test").is_dir():
-            raise DataError(f"evaluation set {folder}: no folder {folder / 'test'} with 0.tar, 1.tar, ...; check eval.sets")
+        if not (folder / split).is_dir():
+            raise DataError(f"evaluation set {folder}: no folder {folder / split} with 0.tar, 1.tar, ...; check eval.sets")
         classnames = tuple(_lines(folder / CLASSNAMES)) if (folder / CLASSNAMES).exists() else ()
         source = LocalFiles()
-        shards = ShardSet(describe(_shard_paths(folder / "test"), source), source, evaluation=True)
+        shards = ShardSet(describe(_shard_paths(folder / split), source), source, Reading(evaluation=True))
         if not len(shards):
             raise DataError(f"evaluation set {folder}: {len(shards.shards)} shards with 0 samples")
         shards.preflight()

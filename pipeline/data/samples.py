@@ -1,63 +1,46 @@
 """Shards as one sequence of samples: ``ShardSet.read(i)`` fetches one byte range and parses it. Layer 1; no torch.
 
-    shards = ShardSet.open("shards/cc3m")           # or a brace pattern, or one .tar; see shards.py
+    shards = ShardSet.open("shards/cc3m")           # or a brace pattern, one .tar, a URL; see shards.py
     shards.preflight()                              # wrong member names fail here, in the first second
     len(shards), shards.counts                      # 3318333, array([10000, 10000, ...])
     shards.read(17).captions                        # ("a dog on a red sofa",)
 
-A sample is the members of one tar that share a key:
-
-    KEY.png (or .jpg, .jpeg, .webp, .gif, .bmp, .tif, .tiff)    the picture, encoded
-    KEY.txt                                                     the caption, UTF-8
-    KEY.json     optional                                       {"captions": [...], "group": "...", anything else}
-    KEY.cls      optional                                       the class number, in ASCII digits
-
-``captions`` of the JSON member win over the text member. Samples of one ``group`` (without one: of one first caption,
-ignoring case and spacing) are different pictures of the same thing: the loss must not push them apart, so each carries
-a group number.
+What a sample is, and what makes one unusable, stands in ``members.py``.
 """
 
 from __future__ import annotations
 
-import hashlib
-import json
+import bisect
 from collections import OrderedDict
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Callable, Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import Literal
 
 import numpy as np
 
+from pipeline.config.data import DataConfig
 from pipeline.data import tar
 from pipeline.data.drops import BadSample
-from pipeline.data.shards import ByteSource, LocalFiles, Shard, ShardIndex, load_index, resolve
+from pipeline.data.files import ByteSource, LocalFiles, is_url
+from pipeline.data.members import CAPTIONS
+from pipeline.data.members import IMAGE_EXTENSIONS as IMAGE_EXTENSIONS
+from pipeline.data.members import MAX_MEMBER_BYTES as MAX_MEMBER_BYTES
+from pipeline.data.members import Reading as Reading
+from pipeline.data.members import Sample as Sample
+from pipeline.data.members import group_number as group_number
+from pipeline.data.members import sample_from as sample_from
+from pipeline.data.plan import MAX_LANES
+from pipeline.data.shards import Shard, ShardIndex, check, load_index, resolve
+from pipeline.data.storage import open_storage
 from pipeline.errors import DataError
 
-IMAGE_EXTENSIONS = ("jpg", "jpeg", "png", "webp", "gif", "bmp", "tif", "tiff")
-MAX_MEMBER_BYTES = 64_000_000
-MAX_LOADED_INDEXES = 64
-"""A shuffle window touches few shards, so that few indexes are in use at a time; more would only cost memory."""
+MAX_INDEXED_SAMPLES = 4_000_000
+"""Samples whose places are kept in memory, about 40 bytes each: above what a shuffle touches at a time (see ``plan.py``)."""
+MIN_INDEXES = 2 * MAX_LANES
+"""Shards whose indexes are kept however large they are: a lane reads from one or two, and reading one again takes long."""
 
 PREFLIGHT_SHARDS = 4
-
-
-@dataclass(frozen=True)
-class Sample:
-    """One image-text pair as stored: ``image`` still encoded, ``group`` in [0, 2^63), ``label`` None without .cls."""
-
-    key: str
-    shard: str
-    image: bytes
-    captions: tuple[str, ...]
-    group: int
-    label: int | None
-    meta: dict[str, Any]
-
-
-def group_number(kind: str, text: str) -> int:
-    """A 63-bit number for a group name (``kind`` "group") or a caption ("caption"), the same on every machine."""
-    normal = " ".join(text.lower().split()) if kind == "caption" else text
-    return int.from_bytes(hashlib.blake2b(f"{kind}:{normal}".encode(), digest_size=8).digest(), "big") >> 1
+OPENERS = 16
 
 
 class ShardSet:
@@ -66,32 +49,36 @@ class ShardSet:
     Args:
         shards: from ``shards.resolve``.
         source: what to read them through; local files by default.
-        max_member_bytes: a sample whose members take more is refused before it is read.
-        evaluation: test sets may have labels instead of captions, and several captions as the lines of one text member.
+        reading: how to read a sample.
+        verify: what a shard is held to when its first sample is asked for.
+        watch: told the shard and the key of each sample before it is read, for whoever waits for this process.
     """
 
     def __init__(
         self,
         shards: Sequence[Shard],
         source: ByteSource | None = None,
+        reading: Reading | None = None,
         *,
-        max_member_bytes: int = MAX_MEMBER_BYTES,
-        evaluation: bool = False,
+        verify: Literal["size", "sha256"] = "size",
+        watch: Callable[[str, str], None] | None = None,
     ) -> None:
         self.shards = tuple(shards)
         self.counts = np.array([shard.count for shard in shards], np.int64)
-        self._first = np.cumsum(self.counts) - self.counts
+        self._first = (np.cumsum(self.counts) - self.counts).tolist()
         self._total = int(self.counts.sum())
         self._source: ByteSource = source or LocalFiles()
-        self._max_member_bytes = max_member_bytes
-        self._evaluation = evaluation
+        self._reading = reading or Reading()
+        self._verify = verify
+        self.watch = watch
         self._indexes: OrderedDict[int, ShardIndex] = OrderedDict()
+        self._num_indexed = 0
 
     @staticmethod
     def open(spec: str, *, max_member_bytes: int = MAX_MEMBER_BYTES) -> ShardSet:
-        """Open a folder, a brace pattern, or one tar. Raises DataError as ``shards.resolve`` does."""
-        source = LocalFiles()
-        return ShardSet(resolve(spec, source), source, max_member_bytes=max_member_bytes)
+        """Open a folder, a brace pattern, or one tar, local or remote. Raises as ``shards.resolve`` does."""
+        source = open_storage(DataConfig())
+        return ShardSet(resolve(spec, source), source, Reading(max_member_bytes=max_member_bytes))
 
     def __len__(self) -> int:
         return self._total
@@ -100,6 +87,11 @@ class ShardSet:
     def sources(self) -> tuple[str, ...]:
         """Paths of the shards, in order."""
         return tuple(shard.path for shard in self.shards)
+
+    @property
+    def num_shards(self) -> int:
+        """Number of shards."""
+        return len(self.shards)
 
     def read(self, i: int) -> Sample:
         """Sample ``i`` in [0, len).
@@ -110,17 +102,46 @@ class ShardSet:
         """
         shard, key, members = self._members(i)
         try:
-            return self._sample(shard.path, key, members)
+            return sample_from(members, self._reading, shard.path, key)
         except BadSample as bad:
             raise bad.located(shard.path, key) from bad
+
+    def span(self, i: int) -> tuple[int, int]:
+        """First and behind-last number of the samples that may stand in for sample ``i``: here, all of them."""
+        return 0, self._total
+
+    def prepare(self, indices: Iterable[int]) -> None:
+        """Start bringing near the samples that will be read next; changes nothing but time.
+
+        Raises:
+            DataError: the index of a whole shard is broken, or a shard is not what its manifest says.
+        """
+        indices = list(indices)
+        self._open_together({bisect.bisect_right(self._first, i) - 1 for i in indices})
+        ranges = []
+        for i in indices:
+            try:
+                shard, index, row = self._locate(i)
+            except BadSample:
+                continue  # the read itself will say so
+            if index.size[row] <= self._reading.max_member_bytes:
+                ranges.append((shard.path, int(index.offset[row]), int(index.size[row])))
+        self._source.prepare(ranges)
+
+    def members(self, i: int) -> dict[str, bytes]:
+        """The members of sample ``i`` as stored, by extension. Raises as ``read`` does."""
+        return self._members(i)[2]
 
     def locate(self, i: int) -> tuple[str, str]:
         """Shard path and key of sample ``i``, without reading it."""
         shard, index, row = self._locate(i)
         return shard.path, index.keys[row]
 
-    def preflight(self, k: int = 8) -> None:
+    def preflight(self, k: int = 8) -> tuple[str, ...]:
         """Read the first ``k`` samples of the first shards, so that a wrong layout fails before anything is started.
+
+        Returns:
+            The extensions of the first usable sample's members.
 
         Raises:
             DataError: not one of them can be used; names the members found and those expected.
@@ -132,38 +153,75 @@ class ShardSet:
             for i in range(self._first[shard], self._first[shard] + min(k, self.counts[shard])):
                 num_read += 1
                 try:
-                    found.update(self._members(i)[2])
+                    members = self._members(i)[2]
+                    found.update(members)
                     self.read(i)
-                    return
+                    return tuple(members)
                 except BadSample as bad:
                     first_bad = first_bad or bad
         assert first_bad is not None, "a ShardSet has at least one sample"
         raise DataError(
             f"none of the first {num_read} samples can be used; the first fails with {first_bad}. "
             f"Members found: {', '.join('.' + extension for extension in sorted(found)) or 'none readable'}. "
-            f'Expected: an image (.{", .".join(IMAGE_EXTENSIONS)}) with a caption in .txt or in .json\'s "captions"'
-            f"{', or a class in .cls' if self._evaluation else ''}. "
+            f"Expected: an image (.{', .'.join(IMAGE_EXTENSIONS)}) with a caption in "
+            f"{', '.join(self._reading.captions) or CAPTIONS}"
+            f"{', or a class in .cls' if self._reading.evaluation else ''}. "
             "Rename the members, or build the shards again with `unisphere shards build`"
         )
 
     def _locate(self, i: int) -> tuple[Shard, ShardIndex, int]:
         if not 0 <= i < self._total:
             raise IndexError(f"sample {i} of {self._total}")
-        number = int(np.searchsorted(self._first, i, side="right")) - 1
-        index = self._indexes.pop(number, None)
-        if index is None:
-            index = load_index(self.shards[number], self._source)
+        number = bisect.bisect_right(self._first, i) - 1
+        index = self._indexes.get(number)
+        if index is not None:
+            self._indexes.move_to_end(number)
+        else:
+            index = self._open(self.shards[number])
+            self._remember(number, index)
+        return self.shards[number], index, i - self._first[number]
+
+    def _remember(self, number: int, index: ShardIndex) -> None:
+        self._num_indexed += len(index.keys)
+        while self._num_indexed > MAX_INDEXED_SAMPLES and len(self._indexes) > MIN_INDEXES:
+            self._num_indexed -= len(self._indexes.popitem(last=False)[1].keys)
         self._indexes[number] = index
-        if len(self._indexes) > MAX_LOADED_INDEXES:
-            self._indexes.popitem(last=False)
-        return self.shards[number], index, i - int(self._first[number])
+
+    def _open_together(self, numbers: set[int]) -> None:
+        """Open remote shards side by side: an epoch begins with many new ones, and each takes several answers."""
+
+        def opened(number: int) -> ShardIndex | None:
+            try:
+                return self._open(self.shards[number])
+            except BadSample:
+                return None  # the read itself will say so
+
+        new = sorted(number for number in numbers - self._indexes.keys() if is_url(self.shards[number].path))
+        if len(new) > 1:
+            with ThreadPoolExecutor(min(OPENERS, len(new))) as pool:
+                for number, index in zip(new, pool.map(opened, new), strict=True):
+                    if index is not None:
+                        self._remember(number, index)
+
+    def _open(self, shard: Shard) -> ShardIndex:
+        if self.watch is not None:
+            self.watch(shard.path, "its index")
+        try:
+            check(shard, self._source, content=self._verify == "sha256")
+        except OSError as error:
+            raise BadSample("read-failed", str(error), shard=shard.path, key="every sample") from error
+        self._source.keep(shard.path, shard.num_bytes, shard.sha256)
+        return load_index(shard, self._source)
 
     def _members(self, i: int) -> tuple[Shard, str, dict[str, bytes]]:
         shard, index, row = self._locate(i)
-        key, offset, size = index.keys[row], int(index.offset[row]), int(index.size[row])
-        if size > self._max_member_bytes:
-            detail = f"its members take {size:,} bytes, the bound is {self._max_member_bytes:,} (data.max_member_bytes)"
+        key, offset, size = index.keys[row], index.offset.item(row), index.size.item(row)
+        most = self._reading.max_member_bytes
+        if size > most:
+            detail = f"its members take {size:,} bytes, the bound is {most:,} (data.max_member_bytes)"
             raise BadSample("sample-too-large", detail, shard=shard.path, key=key)
+        if self.watch is not None:
+            self.watch(shard.path, key)
         try:
             buffer = self._source.read(shard.path, offset, size)
         except OSError as error:
@@ -172,56 +230,7 @@ class ShardSet:
             detail = f"only {len(buffer):,} of {size:,} bytes at byte {offset:,}: the shard was cut while in use"
             raise BadSample("read-failed", detail, shard=shard.path, key=key)
         try:
-            return shard, key, tar.parse_sample(buffer, f"{shard.path} at byte {offset:,}")
+            members = tar.plain_sample(buffer, key)
+            return shard, key, members or tar.parse_sample(bytes(buffer), f"{shard.path} at byte {offset:,}")
         except DataError as error:
             raise BadSample("tar-corrupt", str(error), shard=shard.path, key=key) from error
-
-    def _sample(self, shard: str, key: str, members: Mapping[str, bytes]) -> Sample:
-        image = next((members[extension] for extension in IMAGE_EXTENSIONS if extension in members), None)
-        if image is None:
-            raise BadSample("image-missing", f"members are {', '.join('.' + extension for extension in members)}")
-        if not image:
-            raise BadSample("image-empty", "the image has 0 bytes")
-        meta = _meta(members)
-        label = _label(members)
-        stored = meta.pop("captions", None)
-        captions = self._captions(members, stored)
-        if not captions and not (self._evaluation and label is not None):
-            cause = "caption-empty" if stored is not None or "txt" in members else "caption-missing"
-            raise BadSample(cause, f"members are {', '.join('.' + extension for extension in members)}")
-        group = meta.pop("group", None)
-        if group is not None:
-            number = group_number("group", str(group))
-        else:
-            number = group_number("caption", captions[0] if captions else f"class {label}")
-        return Sample(key, shard, image, captions, number, label, meta)
-
-    def _captions(self, members: Mapping[str, bytes], stored: Any) -> tuple[str, ...]:
-        if not stored:
-            try:
-                text = members.get("txt", b"").decode("utf-8")
-            except UnicodeDecodeError as error:
-                raise BadSample("caption-not-utf8", f"{error}; it begins {members['txt'][:20]!r}") from error
-            stored = text.split("\n") if self._evaluation else [text]
-        if not isinstance(stored, list) or not all(isinstance(caption, str) for caption in stored):
-            raise BadSample("json-invalid", f'"captions" must be a list of texts, got {str(stored)[:60]!r}')
-        return tuple(caption.strip() for caption in stored if caption.strip())
-
-
-def _meta(members: Mapping[str, bytes]) -> dict[str, Any]:
-    try:
-        meta = json.loads(members["json"]) if "json" in members else {}
-    except ValueError as error:
-        raise BadSample("json-invalid", str(error)) from error
-    if not isinstance(meta, dict):
-        raise BadSample("json-invalid", f"expected an object, got {type(meta).__name__}")
-    return meta
-
-
-def _label(members: Mapping[str, bytes]) -> int | None:
-    if "cls" not in members:
-        return None
-    text = members["cls"].decode("ascii", "replace").strip()
-    if not text.isdecimal():
-        raise BadSample("label-invalid", f"the .cls member must hold a class number, got {text[:20]!r}")
-    return int(text)

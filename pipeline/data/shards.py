@@ -2,111 +2,75 @@
 
     resolve("shards/cc3m")                              # folder: what its manifest.jsonl lists, else its *.tar
     resolve("shards/cc3m-{000000..000331}.tar")         # braces: ranges (zeros kept) and {a,b} lists
-    resolve("shards/a.tar::shards/b-{0..3}.tar")        # several of them
+    resolve("shards/a.tar::s3://bucket/b-{0..3}.tar")   # several of them, local or remote
 
 A manifest has one JSON line per shard, ``{"shard", "count", "bytes", "sha256", "index"}``, and an index one JSON line
 per sample, ``{"key", "offset", "size"}``: the bytes of the tar that hold all members of that sample. With both,
-opening a set costs one ``stat`` per file, a shard that was cut or replaced is noticed before training starts, and an
-index is read when a sample of its shard is first asked for. Without them the tars are read once, header by header.
+opening a set costs one ``stat`` per local file and nothing per remote one; an index is read, and its shard held against the
+manifest (``check``), when a sample of the shard is first asked for. So a shard that was cut or replaced is always noticed.
+Without them the tars are read once, header by header.
 
-Everything is read through a ``ByteSource``; ``LocalFiles`` is the one for a mounted file system.
+Everything is read through a ``files.ByteSource``.
 """
 
 from __future__ import annotations
 
+import hashlib
 import itertools
 import json
 import logging
 import os
 import re
-from collections import OrderedDict
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any, BinaryIO, Protocol
+from typing import Any, overload
 
 import numpy as np
 import numpy.typing as npt
 from braceexpand import braceexpand
 
 from pipeline.data import tar
+from pipeline.data.files import ByteSource as ByteSource
+from pipeline.data.files import LocalFiles as LocalFiles
+from pipeline.data.files import is_url
 from pipeline.errors import DataError, TruncatedTar
 
 log = logging.getLogger(__name__)
 
 MANIFEST = "manifest.jsonl"
-MAX_OPEN_FILES = 64
 ADVICE = "run `unisphere shards index` to write manifest and index again"
+CHUNK_BYTES = 8 << 20
 
 
-class ByteSource(Protocol):
-    """Where shards lie. All methods raise OSError when the place cannot be read."""
+class Keys(Sequence[str]):
+    """The keys of a shard in one piece of memory; as a tuple of texts they would take four times as much."""
 
-    def size(self, path: str) -> int:
-        """Bytes of the file."""
+    def __init__(self, keys: Iterable[str]) -> None:
+        encoded = [key.encode("utf-8", "surrogatepass") for key in keys]
+        self._joined = b"".join(encoded)
+        self._bounds = np.cumsum([0, *map(len, encoded)], dtype=np.int64 if len(self._joined) >= 2**31 else np.int32)
 
-    def read(self, path: str, offset: int, size: int) -> bytes:
-        """Bytes ``[offset, offset + size)``; fewer only when the file ends before."""
+    def __len__(self) -> int:
+        return len(self._bounds) - 1
 
-    def stream(self, path: str) -> BinaryIO:
-        """The whole file, to be read forwards once."""
+    @overload
+    def __getitem__(self, i: int) -> str: ...
 
+    @overload
+    def __getitem__(self, i: slice) -> list[str]: ...
 
-class LocalFiles:
-    """Files of a mounted file system, at most ``MAX_OPEN_FILES`` of them open.
-
-    Reads name their position, so that loader processes forked from this one may share its descriptors; a copy sent to
-    another process starts with none. One instance serves one thread.
-    """
-
-    def __init__(self) -> None:
-        self._descriptors: OrderedDict[str, int] = OrderedDict()
-
-    def size(self, path: str) -> int:
-        """Bytes of the file."""
-        return os.stat(path).st_size
-
-    def read(self, path: str, offset: int, size: int) -> bytes:
-        """Bytes ``[offset, offset + size)``; fewer only when the file ends before."""
-        descriptor = self._open(path)
-        data = os.pread(descriptor, size, offset)
-        while len(data) < size:
-            more = os.pread(descriptor, size - len(data), offset + len(data))
-            if not more:
-                break
-            data += more
-        return data
-
-    def stream(self, path: str) -> BinaryIO:
-        """The whole file, to be read forwards once."""
-        return open(path, "rb")
-
-    def _open(self, path: str) -> int:
-        descriptor = self._descriptors.pop(path, None)
-        if descriptor is None:
-            descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
-        self._descriptors[path] = descriptor
-        if len(self._descriptors) > MAX_OPEN_FILES:
-            os.close(self._descriptors.popitem(last=False)[1])
-        return descriptor
-
-    def close(self) -> None:
-        """Close every descriptor of this process; a later read opens them again."""
-        while self._descriptors:
-            os.close(self._descriptors.popitem()[1])
-
-    def __del__(self) -> None:
-        self.close()
-
-    def __reduce__(self) -> tuple[type[LocalFiles], tuple[()]]:
-        return LocalFiles, ()
+    def __getitem__(self, i: int | slice) -> str | list[str]:
+        if isinstance(i, slice):
+            return [self[place] for place in range(*i.indices(len(self)))]
+        place = range(len(self))[i]
+        return self._joined[self._bounds.item(place) : self._bounds.item(place + 1)].decode("utf-8", "surrogatepass")
 
 
 @dataclass(frozen=True)
 class ShardIndex:
     """Where the samples of one shard lie: ``keys[i]`` at bytes ``[offset[i], offset[i] + size[i])``."""
 
-    keys: tuple[str, ...]
+    keys: Keys
     offset: npt.NDArray[np.int64]
     size: npt.NDArray[np.int64]
 
@@ -119,6 +83,8 @@ class Shard:
     count: int
     num_bytes: int
     index: ShardIndex | str
+    sha256: str = ""
+    """Of the whole tar, from the manifest; empty where that is not known."""
 
 
 def resolve(spec: str, source: ByteSource | None = None) -> tuple[Shard, ...]:
@@ -131,9 +97,9 @@ def resolve(spec: str, source: ByteSource | None = None) -> tuple[Shard, ...]:
     """
     source = source or LocalFiles()
     shards: list[Shard] = []
-    for is_folder, paths in itertools.groupby(expand(spec), os.path.isdir):
+    for is_folder, paths in itertools.groupby(expand(spec), _is_folder):
         if is_folder:
-            shards += [shard for path in paths for shard in _folder(Path(path), source)]
+            shards += [shard for path in paths for shard in _folder(path, source)]
         else:
             shards += describe(list(paths), source)
     if sum(shard.count for shard in shards) == 0:
@@ -156,10 +122,15 @@ def expand(spec: str) -> list[str]:
     return paths
 
 
+def _is_folder(path: str) -> bool:
+    return not path.endswith(".tar") if is_url(path) else os.path.isdir(path)
+
+
 def describe(paths: Sequence[str], source: ByteSource) -> list[Shard]:
     """The shards at these paths: from the manifest beside them where it lists them, else by reading their headers."""
-    manifests = {folder: _manifest(folder, source) for folder in dict.fromkeys(Path(path).parent for path in paths)}
-    return _described([(path, manifests[Path(path).parent].get(Path(path).name)) for path in paths], source)
+    manifests = {folder: read_manifest(folder, source) for folder in dict.fromkeys(map(os.path.dirname, paths))}
+    rows = [(path, manifests[os.path.dirname(path)].get(os.path.basename(path))) for path in paths]
+    return _described(rows, source)
 
 
 def _described(paths_and_rows: Sequence[tuple[str, dict[str, Any] | None]], source: ByteSource) -> list[Shard]:
@@ -170,20 +141,33 @@ def _described(paths_and_rows: Sequence[tuple[str, dict[str, Any] | None]], sour
     return shards
 
 
-def _folder(folder: Path, source: ByteSource) -> list[Shard]:
-    manifest = _manifest(folder, source)
-    present = sorted((path.name for path in folder.glob("*.tar")), key=_natural)
+def _folder(folder: str, source: ByteSource) -> list[Shard]:
+    manifest = read_manifest(folder, source)
+    present: list[str] = []
+    if not manifest or not is_url(folder):
+        present = sorted((name for name in _names(folder, source) if name.endswith(".tar")), key=_natural)
     unlisted = sorted(set(present) - set(manifest))
     if manifest and unlisted:
         log.warning("%s: %d tars, like %s, are not in %s and not read", folder, len(unlisted), unlisted[0], MANIFEST)
     if not manifest and not present:
-        entries = sorted(path.name for path in folder.iterdir())
+        entries = sorted(_names(folder, source))
         raise DataError(
             f"no shards in {folder}: neither {MANIFEST} nor *.tar; it holds {len(entries)} entries"
             + (f" ({', '.join(entries[:5])}{', ...' if len(entries) > 5 else ''})" if entries else "")
             + "; build shards with `unisphere shards build`, or correct the data path"
         )
-    return _described([(str(folder / name), manifest.get(name)) for name in manifest or present], source)
+    return _described([(os.path.join(folder, name), manifest.get(name)) for name in manifest or present], source)
+
+
+def _names(folder: str, source: ByteSource) -> list[str]:
+    try:
+        return source.names(folder)
+    except OSError as error:
+        raise DataError(f"{folder} cannot be read: {_why(error)}; give an existing folder, or shards (*.tar)") from error
+
+
+def _why(error: OSError) -> str:
+    return error.strerror or str(error)
 
 
 def _natural(name: str) -> list[tuple[int, str]]:
@@ -191,61 +175,81 @@ def _natural(name: str) -> list[tuple[int, str]]:
     return [(int(part), "") if part.isdigit() else (-1, part) for part in re.split(r"(\d+)", name)]
 
 
-def _manifest(folder: Path, source: ByteSource) -> dict[str, dict[str, Any]]:
-    """Rows of the folder's manifest by shard name, in order; empty when it has none."""
-    path = folder / MANIFEST
+def read_manifest(folder: str, source: ByteSource) -> dict[str, dict[str, Any]]:
+    """Rows of the folder's manifest by shard name, in order; empty when it has none.
+
+    Raises:
+        DataError: it cannot be read, or is broken.
+    """
+    path = os.path.join(folder, MANIFEST)
     rows: dict[str, dict[str, Any]] = {}
     try:
-        source.size(str(path))
+        source.size(path)
     except FileNotFoundError:
         return rows
-    for row in _json_lines(str(path), {"shard": str, "count": int, "bytes": int}, source):
+    except OSError as error:
+        raise DataError(f"{path} cannot be read: {_why(error)}") from error
+    for row in _json_lines(path, {"shard": str, "count": int, "bytes": int}, source):
         if row["shard"] in rows:
             raise DataError(f"{path} lists shard {row['shard']!r} twice; {ADVICE}")
         rows[row["shard"]] = row
     return rows
 
 
-def _json_lines(path: str, fields: dict[str, type], source: ByteSource) -> Iterator[dict[str, Any]]:
+def _json_lines(path: str, fields: dict[str, type], source: ByteSource) -> list[dict[str, Any]]:
     """The objects of a JSON-lines file. Raises DataError unless each has these fields with these types."""
     try:
         with source.stream(path) as stream:
-            for number, line in enumerate(stream, start=1):
-                try:
-                    row = json.loads(line)
-                except ValueError as error:
-                    raise DataError(f"{path}, line {number}: not JSON ({error}); {ADVICE}") from error
-                for name, kind in fields.items():
-                    if not isinstance(row, dict) or type(row.get(name)) is not kind:
-                        raise DataError(f"{path}, line {number}: {name!r} is missing or no {kind.__name__}; {ADVICE}")
-                yield row
+            lines = stream.read().splitlines()
     except OSError as error:
-        raise DataError(f"{path} cannot be read: {error.strerror}; {ADVICE}") from error
+        raise DataError(f"{path} cannot be read: {_why(error)}; {ADVICE}") from error
+    try:  # all lines in one go, which is several times faster; one by one only to say which one is wrong
+        rows = json.loads(b"[" + b",".join(lines) + b"]")
+    except (ValueError, RecursionError):
+        rows = [_json_line(path, number, line) for number, line in enumerate(lines, start=1)]
+    for number, row in enumerate(rows, start=1):
+        for name, kind in fields.items():
+            if not isinstance(row, dict) or type(row.get(name)) is not kind:
+                raise DataError(f"{path}, line {number}: {name!r} is missing or no {kind.__name__}; {ADVICE}")
+    return list(rows)
+
+
+def _json_line(path: str, number: int, line: bytes) -> Any:
+    try:
+        return json.loads(line)
+    except (ValueError, RecursionError) as error:
+        raise DataError(f"{path}, line {number}: not JSON ({error}); {ADVICE}") from error
 
 
 def _size(path: str, source: ByteSource) -> int:
     try:
         return source.size(path)
     except OSError as error:
-        raise DataError(f"{path} cannot be read: {error.strerror}; give an existing folder, or shards (*.tar)") from error
+        raise DataError(f"{path} cannot be read: {_why(error)}; give an existing folder, or shards (*.tar)") from error
 
 
 def _listed(path: str, row: dict[str, Any], source: ByteSource) -> Shard:
-    num_bytes = _size(path, source)
-    if num_bytes != row["bytes"]:
-        kind, verb = (TruncatedTar, "cut short") if num_bytes < row["bytes"] else (DataError, "changed")
-        raise kind(
-            f"shard {path} has {num_bytes:,} bytes, its manifest says {row['bytes']:,}: it was {verb} after it was "
-            f"built; copy it again, or {ADVICE}"
-        )
+    sha256 = row["sha256"] if isinstance(row.get("sha256"), str) else ""
+    if not is_url(path):
+        _check_size(path, _size(path, source), row["bytes"])
     if not isinstance(row.get("index"), str):
         return _scanned(path, source, row["count"])
-    index = str(Path(path).parent / row["index"])
-    try:
-        source.size(index)
-    except OSError as error:
-        raise DataError(f"index {index} of shard {path} cannot be read: {error.strerror}; {ADVICE}") from error
-    return Shard(path, row["count"], num_bytes, index)
+    index = os.path.join(os.path.dirname(path), row["index"])
+    if not is_url(path):
+        try:
+            source.size(index)
+        except OSError as error:
+            raise DataError(f"index {index} of shard {path} cannot be read: {_why(error)}; {ADVICE}") from error
+    return Shard(path, row["count"], row["bytes"], index, sha256)
+
+
+def _check_size(path: str, num_bytes: int, expected: int) -> None:
+    if num_bytes != expected:
+        kind, verb = (TruncatedTar, "cut short") if num_bytes < expected else (DataError, "changed")
+        raise kind(
+            f"shard {path} has {num_bytes:,} bytes, its manifest says {expected:,}: it was {verb} after it was "
+            f"built; copy it again, or {ADVICE}"
+        )
 
 
 def _scanned(path: str, source: ByteSource, count: int | None = None) -> Shard:
@@ -256,7 +260,28 @@ def _scanned(path: str, source: ByteSource, count: int | None = None) -> Shard:
         raise DataError(f"shard {path} holds {len(spans)} samples, its manifest says {count}; {ADVICE}")
     offset = np.array([span.offset for span in spans], np.int64)
     size = np.array([span.size for span in spans], np.int64)
-    return Shard(path, len(spans), num_bytes, ShardIndex(tuple(span.key for span in spans), offset, size))
+    return Shard(path, len(spans), num_bytes, ShardIndex(Keys(span.key for span in spans), offset, size))
+
+
+def check(shard: Shard, source: ByteSource, *, content: bool = False) -> None:
+    """Hold a shard against its manifest: its size, and with ``content`` its SHA-256 where the manifest has one.
+
+    Raises:
+        TruncatedTar: it is shorter.
+        DataError: it is longer, or its bytes are others.
+        OSError: it cannot be read at all.
+    """
+    _check_size(shard.path, source.size(shard.path), shard.num_bytes)
+    if content and shard.sha256:
+        digest = hashlib.sha256()
+        with source.stream(shard.path) as stream:
+            while chunk := stream.read(CHUNK_BYTES):
+                digest.update(chunk)
+        if digest.hexdigest() != shard.sha256:
+            raise DataError(
+                f"shard {shard.path} has SHA-256 {digest.hexdigest()[:12]}..., its manifest says {shard.sha256[:12]}...: it "
+                f"was damaged or changed after it was built; copy it again, or {ADVICE}"
+            )
 
 
 def load_index(shard: Shard, source: ByteSource) -> ShardIndex:
@@ -267,11 +292,11 @@ def load_index(shard: Shard, source: ByteSource) -> ShardIndex:
     """
     if isinstance(shard.index, ShardIndex):
         return shard.index
-    rows = list(_json_lines(shard.index, {"key": str, "offset": int, "size": int}, source))
+    rows = _json_lines(shard.index, {"key": str, "offset": int, "size": int}, source)
     offset = np.array([row["offset"] for row in rows], np.int64)
     size = np.array([row["size"] for row in rows], np.int64)
     if len(rows) != shard.count:
         raise DataError(f"index {shard.index} has {len(rows)} lines, the manifest says {shard.count}; {ADVICE}")
     if len(rows) and (offset.min() < 0 or size.min() <= 0 or int((offset + size).max()) > shard.num_bytes):
         raise DataError(f"index {shard.index} points outside {shard.path} ({shard.num_bytes:,} bytes); {ADVICE}")
-    return ShardIndex(tuple(row["key"] for row in rows), offset, size)
+    return ShardIndex(Keys(row["key"] for row in rows), offset, size)

@@ -26,8 +26,10 @@ long-name header began, which a byte range needs.
 from __future__ import annotations
 
 import io
+import struct
+import zlib
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Protocol
 
 from pipeline.errors import DataError, TruncatedTar
@@ -39,6 +41,8 @@ ZERO_BLOCK = bytes(BLOCK)
 MAX_NAME_HEADER_BYTES = 1 << 20
 CHUNK_BYTES = 1 << 20
 CHECKSUM_FIELD = slice(148, 156)
+_HEADER = struct.Struct("100s24x11s1s12x8s1s188x1s")
+"""Name, size and the byte that ends it, checksum, type, and the first byte of the name's prefix."""
 REGULAR_TYPES = b"07\0"
 
 
@@ -57,6 +61,7 @@ class TarMember:
     offset: int  # of its first header block, a long-name header included
     data_offset: int
     size: int  # of the data, without padding
+    data: bytes = b""  # only where the reader asked for it
 
     @property
     def end(self) -> int:
@@ -100,8 +105,8 @@ def group_key(name: str) -> tuple[str, str] | None:
     return folder + slash + stem, extension.lower()
 
 
-def scan(stream: ByteStream, where: str = "tar", *, whole: bool = True) -> Iterator[TarMember]:
-    """Yield the regular files of a tar in file order, holding no data in memory.
+def scan(stream: ByteStream, where: str = "tar", *, whole: bool = True, keep_bytes: int = -1) -> Iterator[TarMember]:
+    """Yield the regular files of a tar in file order; with their data where that takes at most ``keep_bytes``.
 
     ``stream`` is only ever read forwards, and to its end, so that a caller can hash it on the way. ``where`` names the
     tar in messages. ``whole=False`` is for a slice of a tar, which has no end-of-archive mark.
@@ -126,7 +131,10 @@ def scan(stream: ByteStream, where: str = "tar", *, whole: bool = True) -> Itera
             if kind in b"Lx":
                 long_name = _name_from(kind, body) or long_name
         else:
-            _skip_data(stream, member, where)
+            if member.size <= keep_bytes:
+                member = replace(member, data=_data(stream, member, where))
+            else:
+                _skip_data(stream, member, where)
             if kind in REGULAR_TYPES and not member.name.endswith("/"):
                 yield member
             start = long_name = None
@@ -159,6 +167,28 @@ def iter_samples(stream: ByteStream, where: str = "tar", *, whole: bool = True) 
         yield SampleSpan(key, offset, end - offset, tuple(extensions))
 
 
+def read_samples(stream: ByteStream, where: str = "tar", *, max_bytes: int) -> Iterator[tuple[str, dict[str, bytes] | None]]:
+    """Yield key and members of each sample of a tar that is read forwards; None for more than ``max_bytes``, headers included.
+
+    Raises what ``scan`` raises; what was yielded before is whole.
+    """
+    key: str | None = None
+    members: dict[str, bytes] = {}
+    num_bytes = 0
+    for member in scan(stream, where, keep_bytes=max_bytes):
+        split = group_key(member.name)
+        if split is None:
+            continue
+        if split[0] != key:
+            if key is not None:
+                yield key, members if num_bytes <= max_bytes else None
+            key, members, num_bytes = split[0], {}, 0
+        num_bytes += BLOCK + member.size
+        members[split[1]] = member.data if num_bytes <= max_bytes else b""
+    if key is not None:
+        yield key, members if num_bytes <= max_bytes else None
+
+
 def parse_sample(buffer: bytes, where: str = "sample") -> dict[str, bytes]:
     """The members of one sample, extension -> bytes, from the byte range that a ``SampleSpan`` names.
 
@@ -178,6 +208,34 @@ def parse_sample(buffer: bytes, where: str = "sample") -> dict[str, bytes]:
         found = f"{len(buffer):,} bytes hold {len(keys)} samples {keys[:3]} instead of 1"
         raise DataError(f"{where}: {found}; index the shard again")
     return members
+
+
+def plain_sample(buffer: bytes | memoryview, key: str) -> dict[str, bytes] | None:
+    """What ``parse_sample`` returns, several times faster, for members with plain headers that all belong to ``key``.
+
+    None for anything else, which says nothing about the bytes: ``parse_sample`` is to look at them.
+    """
+    members: dict[str, bytes] = {}
+    prefix = key.encode("utf-8", "surrogateescape") + b"."
+    offset, end = 0, len(buffer)
+    while offset + BLOCK <= end:
+        name, size_field, size_end, sum_field, kind, prefix_field = _HEADER.unpack_from(buffer, offset)
+        extension = name[len(prefix) :].rstrip(b"\0")
+        is_plain = name.startswith(prefix) and extension.isalnum() and size_field.isdigit() and size_end in b"\0 "
+        if not is_plain or kind not in b"0\0" or prefix_field != b"\0":
+            return None
+        try:
+            size, checksum = int(size_field, 8), int(sum_field[:6], 8)
+        except ValueError:
+            return None
+        # Adler-32's lower half is 1 + the sum of the bytes, modulo 65521, in a fraction of the time of ``sum``. The checksum
+        # counts its own 8 bytes as spaces.
+        data = offset + BLOCK
+        if zlib.adler32(buffer[offset:data]) & 0xFFFF != (checksum + sum(sum_field) - 255) % 65521:
+            return None
+        offset = data + -(-size // BLOCK) * BLOCK
+        members[extension.decode("ascii").lower()] = bytes(buffer[data : data + size])
+    return members if offset == end and members else None
 
 
 def parse_header(block: bytes, where: str = "tar", offset: int = 0) -> tuple[str, int, bytes]:
@@ -266,16 +324,28 @@ def _read_name_header(stream: ByteStream, member: TarMember, where: str) -> byte
     return body[: member.size]
 
 
+def _data(stream: ByteStream, member: TarMember, where: str) -> bytes:
+    """A member's data. Raises TruncatedTar when the stream ends before its padding does."""
+    body = _read_exactly(stream, padded(member.size))
+    if len(body) < padded(member.size):
+        raise _cut(member, where, member.data_offset + len(body))
+    return body[: member.size]
+
+
+def _cut(member: TarMember, where: str, end: int) -> TruncatedTar:
+    return TruncatedTar(
+        f"{where}: truncated inside member {member.name!r}: its data should reach byte {member.end:,} "
+        f"but the file ends at byte {end:,}; copy or build the shard again"
+    )
+
+
 def _skip_data(stream: ByteStream, member: TarMember, where: str) -> None:
     """Read past a member's data and padding. Raises TruncatedTar when the stream ends before them."""
     left = padded(member.size)
     while left:
         chunk = stream.read(min(left, CHUNK_BYTES))
         if not chunk:
-            raise TruncatedTar(
-                f"{where}: truncated inside member {member.name!r}: its data should reach byte {member.end:,} "
-                f"but the file ends at byte {member.end - left:,}; copy or build the shard again"
-            )
+            raise _cut(member, where, member.end - left)
         left -= len(chunk)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import io
 import json
 from collections.abc import Iterable, Mapping
@@ -34,6 +35,11 @@ def pair(number: int) -> dict[str, bytes]:
     return {"png": encoded(picture(number)), "txt": f"caption {number}".encode()}
 
 
+def json_pair(number: int, meta: Mapping[str, object]) -> dict[str, bytes]:
+    """The members of a good sample with a JSON member."""
+    return {**pair(number), "json": json.dumps(meta).encode()}
+
+
 def tar_bytes(samples: Mapping[str, Members]) -> bytes:
     body = b"".join(
         tar.member_bytes(f"{key}.{extension}", data) for key, members in samples.items() for extension, data in members.items()
@@ -41,7 +47,7 @@ def tar_bytes(samples: Mapping[str, Members]) -> bytes:
     return body + tar.END_OF_ARCHIVE
 
 
-def write_manifest(folder: Path) -> None:
+def write_manifest(folder: Path, *, sha256: bool = False) -> None:
     """Manifest and indexes for the tars of a folder."""
     rows = []
     for path in sorted(folder.glob("*.tar")):
@@ -50,7 +56,8 @@ def write_manifest(folder: Path) -> None:
         lines = [json.dumps({"key": span.key, "offset": span.offset, "size": span.size}) for span in spans]
         index = path.with_suffix(".index.jsonl")
         index.write_text("".join(line + "\n" for line in lines))
-        row = {"shard": path.name, "count": len(spans), "bytes": path.stat().st_size, "sha256": "", "index": index.name}
+        digest = hashlib.sha256(path.read_bytes()).hexdigest() if sha256 else ""
+        row = {"shard": path.name, "count": len(spans), "bytes": path.stat().st_size, "sha256": digest, "index": index.name}
         rows.append(json.dumps(row))
     (folder / "manifest.jsonl").write_text("".join(row + "\n" for row in rows))
 
@@ -60,6 +67,7 @@ def write_set(
     counts: Iterable[int],
     *,
     manifest: bool = True,
+    sha256: bool = False,
     replace: Mapping[int, Members] | None = None,
 ) -> Path:
     """Shards x-000000.tar, ... with these many good samples; ``replace`` gives other members to some sample numbers."""
@@ -71,7 +79,7 @@ def write_set(
         (folder / f"x-{shard:06d}.tar").write_bytes(tar_bytes(samples))
         number += count
     if manifest:
-        write_manifest(folder)
+        write_manifest(folder, sha256=sha256)
     return folder
 
 

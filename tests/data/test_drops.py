@@ -69,3 +69,32 @@ def test_an_unlocated_failure_gets_its_place():
     bad = BadSample("image-empty", "the image has 0 bytes").located("s/a.tar", "k")
     assert isinstance(bad, DataError)
     assert str(bad) == "image-empty: k in s/a.tar: the image has 0 bytes"
+
+
+def test_filtered_samples_are_counted_but_not_held_against_the_budget():
+    budget = DropBudget()
+    budget.add(10, [Drop("filtered", "s", str(n), "score = 0") for n in range(5000)])
+    assert budget.totals["filtered"] == 5000
+    assert budget.num_dropped == 0
+    budget.check(0.0)
+    assert "filtered: 5000, for example 0 in s" in budget.summary()
+
+
+def test_kept_and_dropped_are_split_by_source():
+    left, right = DropBudget(), DropBudget()
+    left.add(3, [Drop("image-empty", "a", "1", "0 bytes", source=0)], [0, 0, 1])
+    right.add(1, [Drop("image-empty", "b", "2", "0 bytes", source=1)], [1])
+    total = DropBudget.merged([left, right])
+    assert total.mix(3) == (0.5, 0.5, 0.0)
+    assert DropBudget().mix(2) == (0.0, 0.0)
+    assert total.by_source == {(0, "image-empty"): 1, (1, "image-empty"): 1}
+    assert "image-empty: 2 (1 from source 0, 1 from source 1), for example 1 in a" in total.summary()
+
+
+def test_drops_are_reported_ever_more_rarely(caplog):
+    budget = DropBudget()
+    for n in range(100):
+        budget.add(1, [Drop("image-empty", "shard.tar", f"key{n}", "0 bytes", source=n % 2)])
+    lines = [record.getMessage() for record in caplog.records]
+    assert len(lines) == 2 * 6, "the 1st, 2nd, 4th, ... 32nd of each source"
+    assert lines[0] == "sample not used, the 1. of its kind from source 0: image-empty: key0 in shard.tar: 0 bytes"

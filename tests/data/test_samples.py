@@ -11,6 +11,7 @@ import pytest
 
 from pipeline.data.drops import BadSample
 from pipeline.data.samples import ShardSet, group_number
+from pipeline.data.shards import Keys
 from pipeline.errors import DataError
 from tests.data.on_disk import encoded, one_sample, pair, picture, tar_bytes, write_set
 
@@ -127,10 +128,30 @@ def test_preflight_names_found_and_expected_members(tmp_path):
 
 
 def test_indexes_in_memory_are_bounded(tmp_path, monkeypatch):
-    monkeypatch.setattr("pipeline.data.samples.MAX_LOADED_INDEXES", 2)
-    data = ShardSet.open(str(write_set(tmp_path, [1] * 5)))
-    assert [data.read(i % 5).key for i in range(10)] == [f"{n:06d}" for n in range(5)] * 2
-    assert len(data._indexes) == 2
+    monkeypatch.setattr("pipeline.data.samples.MAX_INDEXED_SAMPLES", 5)
+    monkeypatch.setattr("pipeline.data.samples.MIN_INDEXES", 0)
+    data = ShardSet.open(str(write_set(tmp_path, [1, 2, 3, 7, 1])))
+    for _ in range(2):
+        assert [data.read(i).key for i in range(14)] == [f"{n:06d}" for n in range(14)]
+        assert sum(len(index.keys) for index in data._indexes.values()) == data._num_indexed
+    assert [len(data._indexes[number].keys) for number in data._indexes] == [1]
+    data.read(0)
+    data.read(2)
+    assert sorted(data._indexes) == [0, 1, 4]
+    monkeypatch.setattr("pipeline.data.samples.MIN_INDEXES", 4)
+    for i in range(14):
+        data.read(i)
+    assert len(data._indexes) == 5, "a few shards are kept however large they are"
+
+
+def test_keys_take_little_memory_and_stay_what_they_were():
+    keys = ["000123", "a/b", "caf\udce9", "\u00e9t\u00e9", "", "x" * 300, "\ud800"]
+    packed = Keys(keys)
+    assert list(packed) == keys
+    assert (packed[-1], packed[1:3], len(packed)) == (keys[-1], keys[1:3], 7)
+    with pytest.raises(IndexError):
+        packed[7]
+    assert list(Keys([])) == []
 
 
 def test_shard_tools_may_import_the_ground_without_torch():

@@ -10,7 +10,7 @@ import pickle
 
 import pytest
 
-from pipeline.data import shards, tar
+from pipeline.data import files, shards, tar
 from pipeline.data.samples import ShardSet
 from pipeline.errors import DataError, TruncatedTar
 from tests.data.on_disk import pair, tar_bytes, write_manifest, write_set
@@ -177,22 +177,47 @@ def test_a_manifest_row_without_index_is_scanned_and_its_count_checked(tmp_path)
         ShardSet.open(str(tmp_path))
 
 
-def num_open_files() -> int:
-    return len(os.listdir("/proc/self/fd"))
+def num_open_files(folder) -> int:
+    """Descriptors of this process that lie in ``folder``; those of other tests' threads come and go."""
+    found = 0
+    for name in os.listdir("/proc/self/fd"):
+        try:
+            found += os.readlink(f"/proc/self/fd/{name}").startswith(str(folder))
+        except FileNotFoundError:
+            continue
+    return found
 
 
 def test_open_files_are_bounded_and_closed(tmp_path, monkeypatch):
-    monkeypatch.setattr(shards, "MAX_OPEN_FILES", 4)
-    before = num_open_files()
+    monkeypatch.setattr(files, "MAX_OPEN_FILES", 4)
+    before = num_open_files(tmp_path)
     data = ShardSet.open(str(write_set(tmp_path, [1] * 20)))
     assert keys(data) + keys(data) == [f"{n:06d}" for n in range(20)] * 2
-    assert num_open_files() == before + 4
+    assert num_open_files(tmp_path) == before + 4
     copied = pickle.loads(pickle.dumps(data)), copy.deepcopy(data)
-    assert num_open_files() == before + 4, "a copy opens its own files when it first reads"
+    assert num_open_files(tmp_path) == before + 4, "a copy opens its own files when it first reads"
     assert keys(copied[0]) == keys(copied[1]) == keys(data)
-    assert num_open_files() == before + 12
+    assert num_open_files(tmp_path) == before + 12
     del data, copied
-    assert num_open_files() == before
+    assert num_open_files(tmp_path) == before
+
+
+def test_mapped_files_give_the_same_bytes(tmp_path, monkeypatch):
+    monkeypatch.setattr(files, "MAX_OPEN_FILES", 2)
+    folder = write_set(tmp_path, [2, 3, 0, 1])
+    resolved = shards.resolve(str(folder))
+    plain, mapped = files.LocalFiles(), files.LocalFiles(mapped=True)
+    before = num_open_files(tmp_path)
+    data = ShardSet(resolved, mapped)
+    data.prepare(range(6))
+    assert [data.read(i) for i in (5, 0, 3, 1, 2, 4)] == [ShardSet(resolved, plain).read(i) for i in (5, 0, 3, 1, 2, 4)]
+    assert mapped.read(resolved[0].path, 0, 0) == b""
+    assert len(mapped._maps) <= 2
+    assert pickle.loads(pickle.dumps(mapped))._mapped
+    del data
+    mapped.close()
+    assert mapped._maps == {}
+    assert num_open_files(tmp_path) <= before + 2, "those of the other reader"
 
 
 def test_descriptors_are_shared_across_fork(tmp_path):
