@@ -1,15 +1,21 @@
 """A trained run -> a folder that open_clip loads without this project: ``unisphere export RUN_OR_CHECKPOINT OUT``.
 
+    unisphere export runs/tuned OUT --mix start.safetensors=0.5     # half of the weights from elsewhere (WiSE-FT, soups)
+
     OUT/
       open_clip_config.json        model_cfg and preprocess_cfg, as ``local-dir:`` wants them
       open_clip_model.safetensors  weights in open_clip's names, fp32
       open_clip_model.pt           the same as a plain state dict (``torch.load(..., weights_only=True)``)
       NAME.json                    inline architectures only: model_cfg for ``open_clip.add_model_config``
-      export.json                  provenance: run, step, digests, what was dropped, how far the features are off
+      export.json                  provenance: run, step, digests, what was folded and dropped, how far the features are off
+      complete/                    with heads only: config.yaml, model.safetensors, state.json, for this project
       README.md                    a model card with the lines that load it
 
     model, _, preprocess = open_clip.create_model_and_transforms("local-dir:OUT")
     tokenizer = open_clip.get_tokenizer("local-dir:OUT")
+
+Heads fold into the towers where open_clip has the parts for it (``models/fold.py``); the rest is listed as dropped, and
+``complete/`` keeps everything: ``unisphere eval OUT/complete``, ``load_trained(OUT/complete)``.
 
 The export is checked before it appears under its name: open_clip loads it, and its features must equal the trained
 model's. It is written beside OUT first and renamed at the end, so OUT is either absent or complete.
@@ -18,127 +24,100 @@ model's. It is written beside OUT first and renamed at the end, so OUT is either
 from __future__ import annotations
 
 import argparse
+import contextlib
 import dataclasses
 import json
 import os
 import shutil
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pipeline.config import RunConfig
-from pipeline.config import load as load_config
-from pipeline.errors import CheckpointError, ExportError, PipelineError
+from pipeline.errors import ConfigError, ExportError, PipelineError
+from pipeline.trained import CONFIG, load_trained
 
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from pipeline.checkpoint import TrainState
     from pipeline.models.clip import ClipModel
 
 CONFIG_FILE, WEIGHTS_FILE, PICKLE_FILE = "open_clip_config.json", "open_clip_model.safetensors", "open_clip_model.pt"
-REPORT_FILE = "export.json"
+REPORT_FILE, COMPLETE = "export.json", "complete"
 TOLERANCE = 1e-5
 """Largest difference of a feature (unit rows, fp32) between the trained model and the exported one."""
 
 
-def locate(path: Path) -> tuple[Path, Path]:
-    """The run folder and checkpoint folder that ``path`` means: a run (its newest checkpoint), or one checkpoint of it.
-
-    Raises:
-        CheckpointError: ``path`` is missing, is neither, or is a run without a complete checkpoint.
-    """
-    from pipeline import checkpoint
-
-    if not path.is_dir():
-        raise CheckpointError(
-            f"{path} is not a folder; give a run (runs/NAME) or a checkpoint (runs/NAME/checkpoints/step-...)"
-        )
-    if (path / "config.yaml").is_file():
-        folder = checkpoint.newest(path)
-        if folder is None:
-            raise CheckpointError(f"run {path} has no complete checkpoint yet")
-        return path, folder
-    run_dir = path.resolve().parent.parent
-    if (path / checkpoint.STATE).is_file() and (run_dir / "config.yaml").is_file():
-        return run_dir, path
-    raise CheckpointError(
-        f"{path} is neither a run (no config.yaml) nor a checkpoint of one (no {checkpoint.STATE}, or no "
-        f"config.yaml two folders above)"
-    )
-
-
-def load_trained(path: Path) -> tuple[RunConfig, Path, ClipModel, list[str]]:
-    """The trained model of a run or checkpoint, on the CPU in fp32 and evaluation mode.
-
-    Returns:
-        The run's configuration, the checkpoint folder, the model, and the names of tensors in the checkpoint that the
-        model has no place for.
-
-    Raises:
-        CheckpointError: nothing to load, or tensors of the model are missing in the checkpoint.
-    """
-    from pipeline import checkpoint
-    from pipeline.models import clip
-
-    run_dir, folder = locate(path)
-    cfg = load_config(run_dir / "config.yaml")
-    # Initial weights may be gone by now, and patch dropout and compilation belong to training.
-    plain = dataclasses.replace(cfg.model, init_weights=None, patch_dropout=None, compile=False, gradient_checkpointing=False)
-    model = clip.build(plain, cfg.objective)
-    found, wanted = checkpoint.read_weights(folder), model.state_dict()
-    wrong = [name for name in wanted if name not in found or found[name].shape != wanted[name].shape]
-    if wrong:
-        raise CheckpointError(
-            f"{folder} does not fit the model of {run_dir / 'config.yaml'}: {len(wrong)} tensors are missing or of "
-            f"another shape, the first is {wrong[0]}"
-        )
-    model.load_state_dict({name: found[name] for name in wanted})
-    return cfg, folder, model.eval(), sorted(found.keys() - wanted.keys())
-
-
-def export(run_or_checkpoint: Path, out: Path) -> dict[str, Any]:
+def export(
+    run_or_checkpoint: Path, out: Path, mix: Sequence[tuple[Path, float]] = (), *, averaged: bool = False
+) -> dict[str, Any]:
     """Write the export folder ``out`` and return what ``export.json`` holds.
 
     Args:
         run_or_checkpoint: a run folder (its newest checkpoint) or one of its checkpoint folders.
         out: new or empty folder, or an earlier export, which is replaced.
+        mix: further weights and their shares of the exported ones; see ``load_trained``.
+        averaged: export the moving average of the weights.
 
     Raises:
         CheckpointError: there is nothing to export, or it does not fit its configuration.
-        ExportError: ``out`` holds something else, weights are not finite, or open_clip computes other features from
-        the export.
+        ConfigError: weights of ``mix`` do not fit.
+        ExportError: ``out`` holds something else, weights are not finite, the model is none of open_clip's, or open_clip
+            computes other features from the export.
     """
     from pipeline import checkpoint
+    from pipeline.models.fold import fold
     from pipeline.models.towers import architecture
 
     _check_free(out)
-    cfg, folder, model, dropped = load_trained(run_or_checkpoint)
+    cfg, folder, model, unused = load_trained(run_or_checkpoint, mix, averaged=averaged)
+    if model.second_image_tower:
+        raise ExportError(f"{cfg.name} has two image towers (model.second_tower); open_clip has no such model")
     state = checkpoint.read_state(folder)
-    model_cfg = architecture(dataclasses.replace(cfg.model, patch_dropout=None))
+    built = architecture(dataclasses.replace(cfg.model, patch_dropout=None))
+    plain = fold(model, built)
+    # A model that folding made deeper, or that has another width, is no longer the architecture that its run names.
+    name = cfg.model.architecture if plain.config == built and cfg.model.embed_dim is None else None
+    model_cfg, dropped = plain.config, sorted([*unused, *plain.dropped])
     if _is_custom(model_cfg):
         model_cfg["custom_text"] = True
-    weights, clamped = _open_clip_weights(model, fused=not _is_custom(model_cfg))
+    weights, clamped = _open_clip_weights(plain.state, model, fused=not _is_custom(model_cfg))
     report: dict[str, Any] = {
         "run": cfg.name,
         "step": state.step,
         "checkpoint": folder.name,
-        "checkpoint_sha256": state.weights_sha256,
-        "architecture": cfg.model.architecture or _free_name(cfg.name),
-        "architecture_file": None if cfg.model.architecture else f"{_free_name(cfg.name)}.json",
+        "checkpoint_sha256": checkpoint.file_sha256(folder / (checkpoint.AVERAGED if averaged else checkpoint.WEIGHTS)),
+        "architecture": name or _free_name(cfg.name),
+        "architecture_file": None if name else f"{_free_name(cfg.name)}.json",
         "parameters": sum(tensor.numel() for tensor in weights.values()),
+        "averaged": averaged,
+        "mixed_with": {str(path): share for path, share in mix},
+        "folded": plain.folded,
         "dropped_tensors": dropped,
+        "complete": COMPLETE if model.heads is not None else None,
         "logit_scale": round(model.logit_scale().detach().item(), 6),
         "logit_scale_was_out_of_bounds": clamped,
     }
-    partial = out.parent / f".{out.name}.partial"
-    shutil.rmtree(partial, ignore_errors=True)
-    partial.mkdir(parents=True)
-    try:
+    with _appearing(out) as partial:
         _write_model(partial, cfg, model_cfg, weights, report)
         report["max_feature_difference"] = _check_features(partial, model)
+        if report["complete"]:
+            _write_complete(partial / COMPLETE, cfg, model, state)
         (partial / REPORT_FILE).write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
         (partial / "README.md").write_text(_card(cfg, report), encoding="utf-8")
+    return report
+
+
+@contextlib.contextmanager
+def _appearing(out: Path) -> Iterator[Path]:
+    """A new folder beside ``out`` that takes its place if nothing fails, and is gone otherwise."""
+    partial = out.parent / f".{out.name}.partial"
+    shutil.rmtree(partial, ignore_errors=True)
+    try:
+        partial.mkdir(parents=True)
+        yield partial
         if out.exists():  # dying between these two lines leaves the complete export under its partial name
             shutil.rmtree(out)
         os.rename(partial, out)
@@ -146,7 +125,6 @@ def export(run_or_checkpoint: Path, out: Path) -> dict[str, Any]:
         raise ExportError(f"cannot write the export to {out}: {error}") from error
     finally:
         shutil.rmtree(partial, ignore_errors=True)
-    return report
 
 
 def _check_free(out: Path) -> None:
@@ -159,7 +137,8 @@ def _check_free(out: Path) -> None:
 def _is_custom(model_cfg: dict[str, Any]) -> bool:
     """Whether open_clip builds its two-module class for this. Its fused class has no place for a text class token."""
     text_cfg = model_cfg["text_cfg"]
-    return bool(model_cfg.get("custom_text") or text_cfg.get("hf_model_name") or text_cfg.get("embed_cls"))
+    keys = (text_cfg.get("hf_model_name"), text_cfg.get("embed_cls"), model_cfg.get("multimodal_cfg"))
+    return bool(model_cfg.get("custom_text") or any(keys))
 
 
 def _free_name(run: str) -> str:
@@ -169,8 +148,8 @@ def _free_name(run: str) -> str:
     return f"{run}-trained" if run in open_clip.list_models() else run
 
 
-def _open_clip_weights(model: ClipModel, *, fused: bool) -> tuple[dict[str, Tensor], bool]:
-    """Weights in open_clip's names, and whether the logit scale had to be brought within its bounds.
+def _open_clip_weights(plain: dict[str, Tensor], model: ClipModel, *, fused: bool) -> tuple[dict[str, Tensor], bool]:
+    """The plain model's weights in open_clip's names, and whether the logit scale had to be brought within its bounds.
 
     Training bounds the scale where it is used and lets the parameter wander; open_clip uses the parameter as it is.
     """
@@ -178,7 +157,7 @@ def _open_clip_weights(model: ClipModel, *, fused: bool) -> tuple[dict[str, Tens
 
     from pipeline.models.names import to_open_clip
 
-    state = {name: tensor.detach().float().contiguous() for name, tensor in model.state_dict().items()}
+    state = {name: tensor.detach().float().contiguous() for name, tensor in plain.items()}
     bad = [name for name, tensor in state.items() if not bool(torch.isfinite(tensor).all())]
     if bad:
         raise ExportError(
@@ -214,6 +193,15 @@ def _write_model(
         (folder / report["architecture_file"]).write_text(json.dumps(model_cfg, indent=2) + "\n", encoding="utf-8")
     if model_cfg["text_cfg"].get("hf_tokenizer_name"):  # open_clip looks for its files in the export folder itself
         tokenizer.build(model_cfg).save_pretrained(str(folder))  # type: ignore[attr-defined]
+
+
+def _write_complete(folder: Path, cfg: RunConfig, model: ClipModel, state: TrainState) -> None:
+    """The model with all its heads, as ``load_trained`` reads it; without what belongs to the run's loss."""
+    from pipeline import checkpoint, config
+
+    folder.mkdir()
+    checkpoint.write_weights(folder, model.state_dict(), state)
+    (folder / CONFIG).write_text(config.dump(cfg), encoding="utf-8")
 
 
 def _check_features(folder: Path, trained: ClipModel) -> float:
@@ -288,8 +276,17 @@ or, by the name of the architecture:
 | checkpoint sha256 | `{report["checkpoint_sha256"]}` |
 | weights sha256 | `{report["weights_sha256"]}` |
 | dropped from the checkpoint | {dropped} |
+| heads folded into the towers | {"; ".join(report["folded"]) or "none"} |
 | largest feature difference to the trained model | {report["max_feature_difference"]:.1e} |
 """
+
+
+def _share(text: str) -> tuple[Path, float]:
+    path, _, share = text.rpartition("=")
+    try:
+        return Path(path), float(share)
+    except ValueError:
+        raise ConfigError(f"--mix {text}: expected WEIGHTS=SHARE, for example start.safetensors=0.5") from None
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -299,9 +296,17 @@ def main(argv: Sequence[str] | None = None) -> int:
     )
     parser.add_argument("source", type=Path, help="run folder (newest checkpoint) or checkpoint folder")
     parser.add_argument("out", type=Path, help="folder to write; new, empty, or an earlier export")
+    parser.add_argument(
+        "--mix",
+        action="append",
+        default=[],
+        metavar="WEIGHTS=SHARE",
+        help="take this share of every weight from a run, checkpoint, or weights file, and the rest from SOURCE; repeatable",
+    )
+    parser.add_argument("--averaged", action="store_true", help="the moving average of the weights (engine.ema_decay)")
     args = parser.parse_args(argv)
     try:
-        report = export(args.source, args.out)
+        report = export(args.source, args.out, [_share(text) for text in args.mix], averaged=args.averaged)
     except PipelineError as error:
         print(f"error: {error}", file=sys.stderr)
         return error.exit_code

@@ -1,6 +1,8 @@
 from __future__ import annotations
 
 import json
+import math
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -13,10 +15,15 @@ from safetensors.torch import load_file, save_file
 
 from pipeline import export as export_module
 from pipeline.checkpoint import file_sha256
+from pipeline.config import RunConfig
 from pipeline.data.augment import eval_view, normalise
-from pipeline.errors import CheckpointError, ExportError
+from pipeline.errors import CheckpointError, ConfigError, ExportError
 from pipeline.export import export, main
+from pipeline.models import clip
 from pipeline.models.clip import ClipModel
+from pipeline.models.names import to_open_clip
+from pipeline.trained import load_trained
+from tests import tiny
 from tests.eval.helpers import SIZE
 from tests.eval.trained import TINY, variant, write_run
 
@@ -167,8 +174,71 @@ def test_places_without_a_model_are_named(tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match="neither a run .* nor a checkpoint"):
         export(tmp_path, tmp_path / "export")
     cfg, _ = write_run(tmp_path / "runs", {"inline": TINY})
-    (cfg.run_dir / "checkpoints" / "latest").unlink()
+    shutil.rmtree(cfg.run_dir / "checkpoints")
     with pytest.raises(CheckpointError, match="has no complete checkpoint yet"):
+        export(cfg.run_dir, tmp_path / "export")
+
+
+HEADS = {"augmentation": {"encoder_width": 8}, "text_blocks": 1, "independent": {}}
+
+
+def with_heads(tmp_path: Path, terms: str) -> tuple[RunConfig, ClipModel]:
+    """A run of a model whose heads have learned something, and that model."""
+    model = {"inline": TINY, "heads": HEADS}
+    cfg, trained = write_run(tmp_path / "start", model, terms=terms)
+    assert trained.heads is not None
+    tiny.randomise(trained.heads)
+    learned = {"scalars.uniclip_log_tau_IT.value": torch.tensor([math.log(0.05)])} if terms == "uniclip" else {}
+    cfg, _ = write_run(tmp_path / "runs", model, extra=trained.state_dict() | learned, terms=terms)
+    return cfg, trained
+
+
+@pytest.mark.parametrize("terms", ["uniclip", "clip"])
+def test_a_model_with_heads_becomes_an_ordinary_clip_model_and_a_complete_one(tmp_path: Path, terms: str) -> None:
+    cfg, trained = with_heads(tmp_path, terms)
+    if terms == "uniclip":  # the temperature between images and texts is the one that was learned
+        trained.logit_scale.log_scale.data.fill_(-math.log(0.05))
+    out = tmp_path / "export"
+    report = export(cfg.run_dir, out)
+    model, _, _ = open_clip.create_model_and_transforms(f"local-dir:{out}")
+    assert_same_features(model, trained, open_clip.get_tokenizer(f"local-dir:{out}"))
+    assert report["folded"][0] == "2 residual blocks of heads.image as layers without attention"
+    assert {"heads.augmentation.layers.0.weight", "heads.independent_text.layers.1.weight"} <= set(report["dropped_tensors"])
+    assert "heads.augmentation.layers.0.weight" in (out / "README.md").read_text()
+
+    _, _, complete, unused = load_trained(out / "complete")
+    assert unused == []
+    assert all(torch.equal(t, trained.state_dict()[name]) for name, t in complete.state_dict().items())
+    image, params = torch.randn(2, 3, SIZE, SIZE), torch.randn(2, 5)
+    assert torch.equal(complete.encode_image(image, params), trained.encode_image(image, params))
+
+
+def test_weights_mixed_with_others(tmp_path: Path) -> None:
+    """WiSE-FT: a straight line between the weights that a run started from and those that it ended at."""
+    cfg, trained = write_run(tmp_path / "runs", {"inline": TINY})
+    torch.manual_seed(7)
+    start = clip.build(cfg.model, cfg.objective)
+    save_file(to_open_clip(start.state_dict(), fused=False), tmp_path / "start.safetensors")
+    report = export(cfg.run_dir, tmp_path / "out", [(tmp_path / "start.safetensors", 0.25)])
+    found = load_file(tmp_path / "out" / "open_clip_model.safetensors")["visual.proj"]
+    torch.testing.assert_close(found, 0.75 * trained.visual.proj.data + 0.25 * start.visual.proj.data)
+    assert list(report["mixed_with"].values()) == [0.25]
+    assert main([str(cfg.run_dir), str(tmp_path / "again"), "--mix", f"{cfg.run_dir}=0.5"]) == 0
+    assert main([str(cfg.run_dir), str(tmp_path / "none"), "--mix", f"{cfg.run_dir}=1.5"]) == ConfigError.exit_code
+    assert main([str(cfg.run_dir), str(tmp_path / "none"), "--mix", "half"]) == ConfigError.exit_code
+
+
+def test_the_name_of_an_architecture_is_kept_only_for_that_architecture(tmp_path: Path) -> None:
+    (tmp_path / "ViT-tiny-deep.json").write_text(json.dumps(variant(custom_text=False)))
+    open_clip.add_model_config(tmp_path / "ViT-tiny-deep.json")
+    for name, model in (("deeper", {"heads": {"text_blocks": 1}}), ("narrower", {"embed_dim": 8})):
+        cfg, _ = write_run(tmp_path / "runs", {"architecture": "ViT-tiny-deep", **model}, name=name)
+        assert export(cfg.run_dir, tmp_path / name)["architecture"] == name
+
+
+def test_two_image_towers_are_none_of_open_clips_models(tmp_path: Path) -> None:
+    cfg, _ = write_run(tmp_path / "runs", {"inline": TINY, "second_tower": "image"})
+    with pytest.raises(ExportError, match="two image towers"):
         export(cfg.run_dir, tmp_path / "export")
 
 

@@ -4,13 +4,24 @@ here                      open_clip, two-module class      open_clip, fused clas
 visual.conv1.weight       visual.conv1.weight              visual.conv1.weight
 text.ln_final.weight      text.ln_final.weight             ln_final.weight
 logit_scale.log_scale     logit_scale                      logit_scale (0-dim in files; here [1], as DeepSpeed needs)
+scalars.siglip_bias.value logit_bias                       logit_bias
 """
 
 from __future__ import annotations
 
+import re
+
 from torch import Tensor
 
 _SCALE, _THEIR_SCALE = "logit_scale.log_scale", "logit_scale"
+_BIAS, _THEIR_BIAS = "scalars.siglip_bias.value", "logit_bias"
+_OURS = ("visual", "text", "text_decoder", "logit_scale", "scalars", "heads")
+_PROJECTION = re.compile(r"(?:visual\.proj|visual\.attnpool\.c_proj|visual\.head|text\.text_projection|text\.proj)(?:\.|$)")
+
+
+def is_projection(name: str) -> bool:
+    """Whether a tensor of a tower (by its name in the tower) belongs to the projection into the shared space."""
+    return _PROJECTION.match(name) is not None
 
 
 def to_open_clip(state: dict[str, Tensor], *, fused: bool) -> dict[str, Tensor]:
@@ -27,12 +38,14 @@ def to_open_clip(state: dict[str, Tensor], *, fused: bool) -> dict[str, Tensor]:
 
 
 def from_open_clip(state: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Either of open_clip's naming schemes, or our own, to ours. The scale becomes [1]."""
+    """Either of open_clip's naming schemes, or our own, to ours. Scale and bias become [1]."""
     renamed: dict[str, Tensor] = {}
     for name, tensor in state.items():
         if name == _THEIR_SCALE:
             renamed[_SCALE] = tensor.reshape(1)
-        elif name.split(".")[0] in ("visual", "text", "logit_scale", "scalars"):
+        elif name == _THEIR_BIAS:
+            renamed[_BIAS] = tensor.reshape(1)
+        elif name.split(".")[0] in _OURS:
             renamed[name] = tensor
         else:
             renamed["text." + name] = tensor

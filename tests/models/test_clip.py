@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
 import open_clip
 import pytest
 import torch
-from safetensors.torch import save_file
 
 from pipeline.config import ModelConfig, ObjectiveConfig
 from pipeline.errors import ConfigError
@@ -88,35 +86,10 @@ def test_patch_dropout_drops_while_training_only() -> None:
     assert torch.equal(model.encode_image(image_BCHW), model.encode_image(image_BCHW))
 
 
-def test_initial_weights_from_safetensors(tmp_path: Path) -> None:
-    source = tiny.model(seed=3)
-    save_file(names.to_open_clip(source.state_dict(), fused=True), tmp_path / "w.safetensors")
-    model = clip.build(ModelConfig(inline=tiny.INLINE, init_weights=str(tmp_path / "w.safetensors")), ObjectiveConfig())
-    assert all(torch.equal(a, b) for a, b in zip(model.state_dict().values(), source.state_dict().values(), strict=True))
-
-
-def test_initial_weights_that_do_not_fit_are_named(tmp_path: Path) -> None:
-    state = names.to_open_clip(tiny.model().state_dict(), fused=True)
-    del state["visual.proj"]
-    state["ln_final.bias"] = torch.zeros(7)
-    save_file(state, tmp_path / "w.safetensors")
-    with pytest.raises(
-        ConfigError, match=r"(?s)2 tensors.*text.ln_final.bias: expected \(32,\), found \(7,\).*visual.proj: .*found nothing"
-    ):
-        clip.build(ModelConfig(inline=tiny.INLINE, init_weights=str(tmp_path / "w.safetensors")), ObjectiveConfig())
-
-
-@pytest.mark.parametrize(("name", "message"), [("w.pt", "pickled weights can run code"), ("w.safetensors", "does not exist")])
-def test_initial_weights_of_another_kind_or_missing_are_refused(tmp_path: Path, name: str, message: str) -> None:
-    with pytest.raises(ConfigError, match=message):
-        clip.build(ModelConfig(inline=tiny.INLINE, init_weights=str(tmp_path / name)), ObjectiveConfig())
-
-
 @pytest.mark.parametrize(
     ("model", "message"),
     [
         (ModelConfig(architecture="ViT-B-33"), "did you mean one of ViT-B-32"),
-        (ModelConfig(architecture="coca_ViT-B-32"), r"captioning models \(multimodal_cfg\) are not supported"),
         (ModelConfig(inline={"embed_dim": 4}), "missing text_cfg, vision_cfg"),
         (ModelConfig(inline={**tiny.INLINE, "colour": 1}), "unknown colour; known: "),
         (ModelConfig(inline={**tiny.INLINE, "text_cfg": {"widht": 3}}), "open_clip cannot build this model: .*widht"),
