@@ -32,7 +32,12 @@ COMMANDS = {
     "shards": Command("data_prep.__main__", "build, index, verify and look into WebDataset shards"),
     "train": Command("pipeline.train", "pretrain a model from a YAML file"),
     "eval": Command("pipeline.eval.run", "zero-shot classification and retrieval of a run, checkpoint or export"),
+    "embed": Command("pipeline.vectors", "shards to embedding files that faiss and clip-retrieval read"),
+    "search": Command("pipeline.search", "find images by text among embedded shards"),
+    "report": Command("pipeline.report.main", "a page about one or several runs: curves, results, geometry, pictures"),
     "export": Command("pipeline.export", "write a model folder that open_clip loads"),
+    "weights": Command("pipeline.weights", "make files of weights to start a run from"),
+    "bench-loader": Command("pipeline.bench_loader", "measure how fast a core makes a run's batches, and if that is enough"),
     "launch": Command("slurm.launch", "start a training on several processes here, or on a Slurm cluster"),
     "doctor": Command("pipeline.doctor", "check this machine, its packages, the ranks and the data of a run"),
     "smoke": Command("pipeline.smoke", "train, evaluate and export a tiny model on the CPU"),
@@ -77,7 +82,7 @@ def guarded(command: Callable[[], int]) -> int:
     try:
         return command()
     except PipelineError as error:
-        print(f"error: {error}", file=sys.stderr)
+        print(f"{error.label}: {error}", file=sys.stderr)
         return error.exit_code
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)

@@ -17,10 +17,14 @@ live in ``losses/gather.py``.
 
 from __future__ import annotations
 
+import contextlib
+import dataclasses
 import datetime
 import os
 import re
-from collections.abc import Mapping
+import secrets
+import time
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -41,6 +45,8 @@ class World:
     source: str = "single"
     master: str = ""
     """``host:port`` of the rendezvous; empty where none is needed."""
+    ends_at: float | None = None
+    """Unix time at which the launcher ends the job, where it says so."""
 
     def __post_init__(self) -> None:
         if not (0 <= self.rank < self.size and 0 <= self.local_rank < self.local_size <= self.size):
@@ -62,12 +68,16 @@ class World:
             LaunchError: a variable is missing or not a number, or two sources contradict each other.
         """
         if "TORCHELASTIC_RUN_ID" in env:
-            return _from_rank_variables(env, "torchrun")
-        if "SLURM_STEP_ID" in env and "SLURM_PROCID" in env:
-            return _from_slurm(env)
-        if "RANK" in env or "WORLD_SIZE" in env:
-            return _from_rank_variables(env, "env://")
-        return World()
+            world = _from_rank_variables(env, "torchrun")
+        elif "SLURM_STEP_ID" in env and "SLURM_PROCID" in env:
+            world = _from_slurm(env)
+        elif "RANK" in env or "WORLD_SIZE" in env:
+            world = _from_rank_variables(env, "env://")
+        else:
+            world = World()
+        if "SLURM_JOB_END_TIME" in env:  # holds for whatever was started in the job, torchrun too
+            world = dataclasses.replace(world, ends_at=float(_number(env, "SLURM_JOB_END_TIME", "Slurm")))
+        return world
 
     def table(self) -> str:
         """One printable line of the geometry."""
@@ -168,7 +178,12 @@ def shutdown() -> None:
 
 
 def _alone() -> bool:
-    return not torch_dist.is_initialized() or torch_dist.get_world_size() == 1
+    return world_size() == 1
+
+
+def world_size() -> int:
+    """Ranks in the process group; 1 without one."""
+    return torch_dist.get_world_size() if torch_dist.is_initialized() else 1
 
 
 def all_reduce_sum(tensor: torch.Tensor) -> torch.Tensor:
@@ -181,7 +196,7 @@ def all_reduce_sum(tensor: torch.Tensor) -> torch.Tensor:
 
 def all_reduce_mean(tensor: torch.Tensor) -> torch.Tensor:
     """Mean over ranks of equally shaped tensors; returns a new tensor."""
-    return all_reduce_sum(tensor) / (1 if _alone() else torch_dist.get_world_size())
+    return all_reduce_sum(tensor) / world_size()
 
 
 def all_gather_rows(tensor: torch.Tensor) -> torch.Tensor:
@@ -218,3 +233,59 @@ def barrier() -> None:
     """Wait for every rank."""
     if not _alone():
         torch_dist.barrier()
+
+
+def own_store() -> Any:
+    """A connection of its own to the store at which the ranks met, for a thread; None in a world of one. Collective.
+
+    Its keys are this group's alone: torchrun's store outlives the ranks and would hand them what an earlier start left there.
+    """
+    if _alone():
+        return None
+    group = broadcast_object(secrets.token_hex(8))
+    mine = torch_dist.distributed_c10d._get_default_store().clone()
+    return torch_dist.PrefixStore(group, mine)  # type: ignore[attr-defined]
+
+
+_COLLECTIVES = (
+    "all_gather",
+    "all_gather_into_tensor",
+    "all_gather_object",
+    "all_reduce",
+    "all_to_all_single",
+    "barrier",
+    "broadcast",
+    "broadcast_object_list",
+    "reduce",
+    "reduce_scatter",
+    "reduce_scatter_tensor",
+)
+
+
+@contextlib.contextmanager
+def timed_collectives(spent: Callable[[float], None]) -> Iterator[None]:
+    """Within this block every collective of the process is waited for, and ``spent`` gets its seconds; for profiles only."""
+    originals = {name: getattr(torch_dist, name) for name in _COLLECTIVES}
+
+    def timed(collective: Callable[..., Any]) -> Callable[..., Any]:
+        def call(*arguments: Any, **options: Any) -> Any:
+            if torch.cuda.is_available():
+                torch.cuda.synchronize()
+            start = time.perf_counter()
+            work = collective(*arguments, **options)
+            if hasattr(work, "wait"):
+                work.wait()
+            if torch.cuda.is_available():
+                torch.cuda.synchronize()
+            spent(time.perf_counter() - start)
+            return work
+
+        return call
+
+    for name, collective in originals.items():
+        setattr(torch_dist, name, timed(collective))
+    try:
+        yield
+    finally:
+        for name, collective in originals.items():
+            setattr(torch_dist, name, collective)

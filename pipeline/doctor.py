@@ -19,6 +19,7 @@ import json
 import os
 import re
 import shutil
+import socket
 import sys
 import threading
 import time
@@ -66,10 +67,15 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("config", nargs="?", metavar="CONFIG", help="YAML file of a run; none checks only the machine")
     parser.add_argument("overrides", nargs="*", metavar="key.sub=value", help="settings that replace those of the file")
     parser.add_argument("--json", action="store_true", help="print one JSON object instead of the table")
+    parser.add_argument(
+        "--host-report", type=Path, metavar="DIR", help="write this host's checks to DIR/HOST.json, print nothing"
+    )
     args = parser.parse_args(argv)
     checks, is_main = examine(args.config, args.overrides)
     failed = [check for check in checks if check.status == "fail"]
-    if args.json and is_main:
+    if args.host_report:
+        write_report(checks, args.host_report)
+    elif args.json and is_main:
         print(json.dumps({"ok": not failed, "checks": [dataclasses.asdict(check) for check in checks]}, indent=2))
     elif not args.json:
         print(table(checks if is_main else failed), end="")
@@ -89,6 +95,14 @@ def table(checks: Sequence[Check]) -> str:
         if check.advice:
             lines.append(f"      -> {check.advice}\n")
     return "".join(lines)
+
+
+def write_report(checks: Sequence[Check], folder: Path) -> None:
+    """Write the checks of this host as ``folder/HOST.json``, complete or not at all; a batch job reads one per host."""
+    final = folder / f"{os.environ.get('SLURMD_NODENAME') or socket.gethostname()}.json"
+    partial = final.with_suffix(".part")
+    partial.write_text(json.dumps([dataclasses.asdict(check) for check in checks]), encoding="utf-8")
+    partial.replace(final)
 
 
 def examine(path: str | None, overrides: Sequence[str] = ()) -> tuple[list[Check], bool]:
@@ -113,7 +127,7 @@ def examine(path: str | None, overrides: Sequence[str] = ()) -> tuple[list[Check
         except PipelineError as error:
             checks.append(Check("config", "fail", str(error), "correct the file or the overrides"))
     if device is not None:
-        checks += [describe_device(device), round_trip(world, device, COLLECTIVE_SECONDS)]
+        checks += [*map(describe_device, devices_to_examine(world, device)), round_trip(world, device, COLLECTIVE_SECONDS)]
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     workers = cfg.data.workers_per_rank if cfg else config.DataConfig.workers_per_rank
     checks.append(judge_cores(cores, workers, world.local_size))
@@ -146,6 +160,15 @@ def judge_version(name: str, version: str | None) -> Check:
     if low <= found <= high:
         return Check(name, "ok", version)
     return Check(name, "warn", version, f"tested with {tested}; constraints.txt names versions known to work together")
+
+
+def devices_to_examine(world: World, device: torch.device) -> list[torch.device]:
+    """This rank's device; all GPUs of the host where this is the only process there."""
+    import torch
+
+    if device.type == "cpu" or world.local_size > 1:
+        return [device]
+    return [torch.device("cuda", number) for number in range(torch.cuda.device_count())]
 
 
 def describe_device(device: torch.device) -> Check:
@@ -262,12 +285,12 @@ def judge_compiler(compiler: str | None, cfg: RunConfig | None) -> Check:
 
 def examine_data(cfg: RunConfig) -> list[Check]:
     """Open the training shards and every evaluation set, and decode the first samples."""
-    from pipeline.data import evalset, samples
+    from pipeline.data import evalset, sources
 
     def train() -> str:
-        shards = samples.ShardSet.open(cfg.data.train, max_member_bytes=cfg.data.max_member_bytes)
-        shards.preflight()
-        return f"{len(shards)} samples in {len(shards.counts)} shards of {cfg.data.train}"
+        found = sources.open_sources(cfg.data)
+        found.preflight()
+        return f"{len(found)} samples in {sum(one.num_shards for one in found.sets)} shards of {', '.join(found.names)}"
 
     def evaluation(folder: str) -> Callable[[], str]:
         return lambda: f"{len(evalset.EvalSet.open(folder))} samples in {folder}"

@@ -9,19 +9,37 @@
     │   └── BudgetExceeded        more samples were dropped than the configured budget allows
     ├── NumericsError             a loss, gradient or embedding is not finite
     ├── CheckpointError           a checkpoint is missing, incomplete, or belongs to another run
-    └── ExportError               a model cannot be written in the asked-for format
+    │   └── Superseded            a newer start of the run owns its folder; this one must not write any more
+    ├── ExportError               a model cannot be written in the asked-for format
+    ├── RankLost                  another rank died, failed, or stands still, so that this one cannot go on
+    ├── NoProgress                the run was started again and again and died each time before it saved anything new
+    └── Stopped                   no failure: the run was asked to stop, has saved, and wants to be started again
 
 Command lines catch ``PipelineError`` only: they print ``error: <message>`` and exit with ``exit_code``. Anything else is a
-defect of the project and keeps its traceback.
+defect of the project and keeps its traceback. Exit codes of a training:
+
+    0    done                                       6    an export failed
+    1    a defect (with its traceback)              7    another rank is lost: start again from the last checkpoint
+    2    configuration or launch                    8    no progress: a person must look before it is started again
+    3    data                                       9    superseded: a newer start of the run owns its folder
+    4    numbers                                    75   stopped and saved (``EXIT_REQUEUE``): start again to continue
+    5    checkpoint                                 130  Ctrl-C; 128 + n  killed by signal n
+
+A batch script requeues on 75, may on 7 (the run itself notices when that leads nowhere), and must not on the others.
 """
 
 from __future__ import annotations
+
+EXIT_REQUEUE = 75
+"""What a training exits with that saved and wants to be started again; ``EX_TEMPFAIL`` of sysexits.h. Batch scripts read it."""
 
 
 class PipelineError(Exception):
     """Base of all errors that a user can act on. ``exit_code`` is what a command line exits with."""
 
     exit_code = 1
+    label = "error"
+    """What a command line prints before the message."""
 
 
 class ConfigError(PipelineError):
@@ -62,7 +80,32 @@ class CheckpointError(PipelineError):
     exit_code = 5
 
 
+class Superseded(CheckpointError):
+    """A newer start of the same run has claimed its folder; this one stops writing and leaves."""
+
+    exit_code = 9
+
+
 class ExportError(PipelineError):
     """A model cannot be written in the asked-for format."""
 
     exit_code = 6
+
+
+class RankLost(PipelineError):
+    """Another rank died, failed, or does not move on; the message names it."""
+
+    exit_code = 7
+
+
+class NoProgress(PipelineError):
+    """Successive starts of a run died without saving anything new; starting it again would loop."""
+
+    exit_code = 8
+
+
+class Stopped(PipelineError):
+    """The run was asked to stop (a signal, a time limit), saved, and can be started again to continue."""
+
+    exit_code = EXIT_REQUEUE
+    label = "stopped"

@@ -35,6 +35,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pipeline.config import RunConfig
+from pipeline.config.data import data_sources
 from pipeline.errors import ConfigError, ExportError, PipelineError
 from pipeline.trained import CONFIG, load_trained
 
@@ -238,6 +239,7 @@ def _card(cfg: RunConfig, report: dict[str, Any]) -> str:
     mean, std = (tuple(round(x, 8) for x in values) for values in (cfg.model.image_mean, cfg.model.image_std))
     register = f'open_clip.add_model_config("PATH/{report["architecture_file"]}")\n' if report["architecture_file"] else ""
     dropped = ", ".join(f"`{name}`" for name in report["dropped_tensors"]) or "nothing"
+    trained_on = "`, `".join(source.path for source in data_sources(cfg.data))
     return f"""---
 library_name: open_clip
 pipeline_tag: zero-shot-image-classification
@@ -247,7 +249,7 @@ tags:
 # {cfg.name}
 
 A CLIP model with {report["parameters"]:,} parameters, trained for {report["step"]} steps by the run `{cfg.name}`
-on `{cfg.data.train}` with {cfg.train.global_batch_size} pairs per step.
+on `{trained_on}` with {cfg.train.global_batch_size} pairs per step.
 
 ## Use
 

@@ -12,8 +12,10 @@ run resumes from it, because those steps are about to happen again.
 from __future__ import annotations
 
 import contextlib
+import datetime
 import json
 import logging
+import math
 import os
 import sys
 from pathlib import Path
@@ -25,11 +27,12 @@ from pipeline.config import RunConfig
 from pipeline.dist import World
 
 METRICS = "metrics.jsonl"
+LOGGER = "unisphere"
 
 
 def get_logger(world: World) -> logging.Logger:
     """The project's logger: everything from rank 0, warnings and worse from the others, each line naming its rank."""
-    logger = logging.getLogger("unisphere")
+    logger = logging.getLogger(LOGGER)
     if not logger.handlers:
         handler = logging.StreamHandler(sys.stderr)
         handler.setFormatter(logging.Formatter(f"%(asctime)s rank {world.rank} %(levelname).1s %(message)s", "%H:%M:%S"))
@@ -49,27 +52,35 @@ class MetricsLog:
         self._open = contextlib.ExitStack()
         if not self._main:
             return
-        path = cfg.run_dir / METRICS
-        _forget_after(path, start_step)
-        self._file = path.open("a", encoding="utf-8", buffering=1)  # open as long as the run
-        self._open.callback(self._file.close)
+        self._path, self._total = cfg.run_dir / METRICS, cfg.train.steps
+        self._logger = get_logger(world)
+        self._lines = Lines(self._path, start_step, self._logger)
+        self._open.callback(self._lines.close)
         if cfg.log.tensorboard:
             self._views.append(_tensorboard_view(cfg, start_step, self._open))
         if cfg.log.wandb_project is not None:
             self._views += _wandb_view(cfg.log.wandb_project, cfg, get_logger(world))
         self._bar = tqdm(
-            total=cfg.train.steps, initial=start_step, unit="step", desc=cfg.name, mininterval=1.0, dynamic_ncols=True
+            total=cfg.train.steps,
+            initial=start_step,
+            unit="step",
+            desc=cfg.name,
+            mininterval=1.0,
+            dynamic_ncols=True,
+            disable=None,  # where nobody watches a bar move there is a line per record
         )
         self._open.callback(self._bar.close)
         if start_step:
             self.event("resume", step=start_step)
 
-    def record(self, step: int, values: dict[str, float]) -> None:
-        """Write the scalars of one step everywhere."""
+    def record(self, step: int, values: dict[str, float], **details: Any) -> None:
+        """Write the scalars of one step everywhere; ``details`` to ``metrics.jsonl`` only."""
         if not self._main:
             return
-        self._write({"step": step, **values})
-        self._bar.set_postfix(loss=f"{values['loss']:.3f}", refresh=False)
+        self._write({"step": step, **values, **details})
+        self._bar.set_postfix_str(describe(values), refresh=False)
+        if self._bar.disable:
+            self._logger.info("step %d of %d · %s", step, self._total, describe(values))
         for view in self._views:
             view(step, values)
 
@@ -83,12 +94,74 @@ class MetricsLog:
         if self._main:
             self._bar.update()
 
+    def go_back(self, step: int) -> None:
+        """Forget the records after ``step``: those steps happen again, with other data."""
+        if not self._main:
+            return
+        self._lines.go_back(step)
+        self._bar.update(step - self._bar.n)
+        self.event("rollback", step=step)
+
     def close(self) -> None:
         """Flush and close everything."""
         self._open.close()
 
     def _write(self, record: dict[str, Any]) -> None:
-        self._file.write(json.dumps(record) + "\n")
+        # JSON knows no NaN and no infinity: a step that was skipped has null there.
+        plain = {key: None if isinstance(value, float) and not math.isfinite(value) else value for key, value in record.items()}
+        self._lines.add(json.dumps(plain))
+
+
+class Lines:
+    """A text file that grows by whole lines, also through a full disk: what cannot be written now is written later."""
+
+    def __init__(self, path: Path, step: int, logger: logging.Logger) -> None:
+        """Continue the records of ``path`` after ``step`` completed steps (0: a new file)."""
+        self._path, self._logger, self._failed = path, logger, False
+        self._open(step)
+
+    def go_back(self, step: int) -> None:
+        """Forget the records after ``step``, and what waits to be written."""
+        self._file.close()
+        self._open(step)
+
+    def _open(self, step: int) -> None:
+        _forget_after(self._path, step)
+        self._unwritten = b""
+        self._file = self._path.open("ab", buffering=0)  # open as long as the run
+
+    def add(self, line: str) -> None:
+        """Write a line, and before it those that had to wait. A disk that is full stops no training."""
+        self._unwritten += line.encode() + b"\n"
+        try:
+            while self._unwritten:
+                self._unwritten = self._unwritten[self._file.write(self._unwritten) :]
+        except OSError as error:
+            if not self._failed:
+                self._logger.warning("%s cannot be written, its lines wait, training goes on: %s", self._path, error)
+            self._failed = True
+            return
+        self._failed = False
+
+    def close(self) -> None:
+        """Close the file, if possible with everything in it."""
+        if self._unwritten:
+            self.add("")
+        self._file.close()
+
+
+def describe(values: dict[str, float]) -> str:
+    """The figures that a person looks at while a run goes on, in a line."""
+    parts = [f"loss {values['loss']:.4f}"]
+    if "samples_per_second" in values:
+        parts.append(f"{values['samples_per_second']:.0f} pairs/s")
+    if "mfu" in values:
+        parts.append(f"MFU {values['mfu']:.0%}")
+    if values.get("data_wait_share", 0) > 0.1:
+        parts.append(f"waits {values['data_wait_share']:.0%} for data")
+    if "eta_seconds" in values:
+        parts.append(f"{datetime.timedelta(seconds=round(values['eta_seconds']))} to go")
+    return " · ".join(parts)
 
 
 def read_metrics(path: Path) -> list[dict[str, Any]]:

@@ -23,7 +23,9 @@ PACKAGES = ("unisphere", "torch", "deepspeed", "open_clip_torch", "webdataset", 
 
 
 def write(cfg: RunConfig, world: World, ds_config: dict[str, Any]) -> None:
-    """Record the resolved configuration and what it runs on."""
+    """Record the resolved configuration and what it runs on; rank 0 does, the others return."""
+    if not world.is_main:
+        return
     cfg.run_dir.mkdir(parents=True, exist_ok=True)
     (cfg.run_dir / "config.yaml").write_text(config.dump(cfg), encoding="utf-8")
     (cfg.run_dir / "deepspeed.json").write_text(json.dumps(ds_config, indent=1) + "\n", encoding="utf-8")

@@ -11,23 +11,33 @@ continues the same sequence of losses, and why a checkpoint holds so little besi
 from __future__ import annotations
 
 import argparse
+import dataclasses
+import functools
 import os
 import time
-from collections.abc import Iterator, Sequence
-from typing import TYPE_CHECKING, TypeVar
+from collections.abc import Callable, Iterator, Sequence
+from typing import TYPE_CHECKING, Any
 
-from pipeline import config
+from pipeline import config, signals
 from pipeline.cli import guarded
-from pipeline.config import RunConfig
-from pipeline.errors import NumericsError
+from pipeline.config import ModelConfig, RunConfig, TrainConfig
+from pipeline.errors import CheckpointError, NumericsError, Stopped
+from pipeline.pace import Pace
 from pipeline.schedule import is_time, lr_at
 
 if TYPE_CHECKING:
-    from torch import Tensor
+    import torch
 
+    from pipeline.checkpoint import TrainState
+    from pipeline.data.batches import Batch
     from pipeline.dist import World
+    from pipeline.engine.engine import Engine
+    from pipeline.features import Inputs
+    from pipeline.models.clip import ClipModel
 
-T = TypeVar("T")
+
+PASSED_OVER = "passed_over"
+"""Note of a checkpoint: batches left out when the run went back. Step ``s`` reads the data of place ``s + passed_over``."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -41,134 +51,146 @@ def main(argv: Sequence[str] | None = None) -> int:
         help="settings that replace the file's; or a file, as configs/objectives/cua.yaml",
     )
     parser.add_argument("--print-config", action="store_true", help="show the resolved configuration and stop")
+    parser.add_argument("--profile", action="store_true", help="train a few steps only, and write where their time goes")
     parser.add_argument("--local_rank", help=argparse.SUPPRESS)  # added by the deepspeed launcher; LOCAL_RANK says the same
     args = parser.parse_args(argv)
     cfg = config.load(args.config, args.overrides)
     if args.print_config:
         print(config.dump(cfg), end="")
         return 0
+    signals.listen()  # before the seconds that importing takes
     from pipeline.dist import World
 
-    train(cfg, World.from_env(os.environ))
+    world = World.from_env(os.environ)
+    if args.profile:
+        from pipeline import profile
+
+        profile.run(cfg, world, train)
+    else:
+        train(cfg, world)
     return 0
 
 
-def train(cfg: RunConfig, world: World) -> None:
+def train(cfg: RunConfig, world: World, pace: Pace | None = None) -> None:
     """One run, from its newest checkpoint or from the start, to ``cfg.train.steps``; every rank calls it.
 
     Args:
         cfg: the run.
         world: this process's place among the ranks.
+        pace: what times the phases of a step; a profile brings its own.
 
     Raises:
-        PipelineError: anything that a user can act on, on every rank.
+        PipelineError: anything that a user can act on, on every rank; ``Stopped`` where it was asked to stop, and has saved.
     """
     import torch
 
-    from pipeline import checkpoint, dist, logs, provenance
-    from pipeline.data import tokenizer
-    from pipeline.data.augment import normalise
+    from pipeline import checkpoint, dist, logs, provenance, starts
     from pipeline.data.drops import DropBudget
-    from pipeline.data.loader import train_batches
+    from pipeline.data.views import VIEW_PARAMS
     from pipeline.engine.engine import Engine
     from pipeline.engine.micro_batches import MicroBatches
     from pipeline.eval.evaluate import evaluate_checkpoint
-    from pipeline.features import Inputs
-    from pipeline.losses import Objective
-    from pipeline.losses.objective import gradient_norms
-    from pipeline.models import clip, towers
+    from pipeline.figures import drop_figures, eval_figures, keys_digest, loss_figures
+    from pipeline.losses.objective import Objective, gradient_norms
+    from pipeline.models import clip
+    from pipeline.numbers import NumbersWatch
+    from pipeline.pulse import Pulse
+    from pipeline.speed import Speedometer
+    from pipeline.watchdog import Watchdog, meet
 
     # ---- setup ----
+    wish = signals.StopWish(stop_at(cfg, world))
+    signals.listen()
     device = dist.pick_device(world.local_rank)
     logger = logs.get_logger(world)
     logger.info(world.table())
-    micro_batch_size = config.micro_batch_size(cfg.train.global_batch_size, world.size, cfg.train.micro_batches)
-    dist.init(world, device, cfg.engine.collective_timeout_seconds)
-    torch.manual_seed(cfg.seed)  # the same initial weights on every rank
-    objective = Objective(cfg.objective, seed=cfg.seed, total_steps=cfg.train.steps)
-    objective.check(clip.domains(1))
-    model = clip.build(cfg.model, cfg.objective, objective.scalars())
-    engine = Engine(
-        model,
-        cfg.optim,
-        cfg.engine,
-        world=world,
-        device=device,
-        micro_batch_size=micro_batch_size,
-        micro_batches=cfg.train.micro_batches,
-    )
-    micro = MicroBatches(engine, cfg.train.micro_batches)
-    logger.info("device %s, %s (%s), ZeRO stage %d", device, engine.precision, engine.precision_reason, cfg.engine.zero_stage)
-
-    settings = checkpoint.pinned_settings(cfg, world, engine.precision)
-    state = checkpoint.resume(cfg, engine, settings) or checkpoint.TrainState(step=0, samples=0, settings=settings)
-    if world.is_main:
+    sizes = step_sizes(cfg.train, world)
+    meet(world, device, cfg.engine)
+    pace = pace or Pace()
+    with Watchdog(world, cfg.engine, pace.where):
+        torch.manual_seed(cfg.seed)  # the same initial weights on every rank
+        objective = Objective(cfg.objective, seed=cfg.seed, total_steps=cfg.train.steps)
+        objective.check(clip.domains(len(cfg.augment.views), cfg.model))
+        model = clip.build(cfg.model, cfg.objective, objective.scalars(), num_view_params=len(VIEW_PARAMS))
+        speed = Speedometer(cfg, world, device, model, len(VIEW_PARAMS))
+        engine = Engine(model, cfg.optim, cfg.engine, world=world, device=device, **sizes)
+        micro = MicroBatches(engine, cfg.train.micro_batches)
+        logger.info(
+            "device %s, ZeRO stage %d, %s (%s)", device, cfg.engine.zero_stage, engine.precision, engine.precision_reason
+        )
+        generation = checkpoint.Generation.claim(cfg.run_dir, world)
+        saver = checkpoint.Saver(cfg.checkpoint, cfg.run_dir, engine, world=world, generation=generation)
+        settings = checkpoint.pinned_settings(cfg, world, engine.precision)
+        state = checkpoint.resume(cfg, engine, settings, world=world) or checkpoint.TrainState(0, 0, settings)
+        starts.begin(cfg.run_dir, state.step, world, limit=cfg.train.max_starts_without_progress)
         provenance.write(cfg, world, engine.ds_config)
-    batches = train_batches(
-        cfg.data,
-        cfg.augment,
-        image_size=model.image_size,
-        tokenizer=tokenizer.build(towers.architecture(cfg.model)),
-        world_rank=world.rank,
-        world_size=world.size,
-        global_batch_size=cfg.train.global_batch_size,
-        seed=cfg.seed,
-        start_step=state.step,
-        total_steps=cfg.train.steps,
-    )
-    log = logs.MetricsLog(cfg, world, state.step)
-    drops, pace = DropBudget(), Pace()
+        feed = Feed(functools.partial(batches_after, cfg, world, model), state)
+        log = logs.MetricsLog(cfg, world, state.step)
+        drops, numbers, pulse, clock = DropBudget(), NumbersWatch(cfg.numbers), Pulse(device), signals.SaveWish(cfg.checkpoint)
 
-    # ---- the loop ----
-    engine.train()
-    for batch in pace.waiting_for(batches):
-        step = state.step
-        batch = batch.to(device)
-        image_VBCHW = normalise(batch.image_VBCHW, cfg.model.image_mean, cfg.model.image_std)
-        inputs = Inputs(image_VBCHW, batch.tokens_BL, batch.group_B, batch.view_params_VBK)
-        seed = step_seed(cfg.seed, step, world.rank)
-        features = micro.forward(inputs, seed=seed)
-        losses = objective(features, step=step, epoch=batch.epoch)
-        mean_loss = dist.all_reduce_mean(losses.total.detach())
-        check_finite(mean_loss, "loss", step)
-        logged = is_time(step + 1, every=cfg.log.every_steps, total_steps=cfg.train.steps)
-        term_norms = gradient_norms(losses, features) if logged and cfg.log.term_gradients else {}
-        micro.backward(losses.total)
-        lr = learning_rate(cfg, step)
-        grad_norm = engine.step(lr)
-
-        state = checkpoint.TrainState(step + 1, state.samples + cfg.train.global_batch_size, settings)
-        drops.add(len(batch.keys), batch.drops)
-        log.advance()
-        if logged:
-            all_drops = DropBudget.merged(dist.all_gather_object(drops))
-            log.record(
-                state.step,
-                {
-                    "loss": mean_loss.item(),
-                    "lr": lr,
-                    "logit_scale": features.scalars["scale"].item(),
-                    "grad_norm": grad_norm,
-                    **{f"loss/{name}": dist.all_reduce_mean(loss.detach()).item() for name, loss in losses.terms.items()},
-                    **{f"weight/{name}": weight for name, weight in losses.weights.items()},
-                    **{f"grad_norm/{name}": norm for name, norm in term_norms.items()},
-                    **{name: value.item() for name, value in features.scalars.items() if name != "scale"},
-                    "samples": state.samples,
-                    "dropped": all_drops.num_dropped,
-                    **pace.lap(cfg.train.global_batch_size),
-                },
-            )
-            all_drops.check(cfg.data.max_bad_fraction)
-        if is_time(state.step, every=cfg.checkpoint.every_steps, total_steps=cfg.train.steps):
-            folder = checkpoint.save(cfg.run_dir, engine, state, world=world, keep_last=cfg.checkpoint.keep_last)
-            if cfg.eval.sets and is_time(state.step, every=cfg.eval.every_steps, total_steps=cfg.train.steps):
-                evaluate_checkpoint(folder, cfg.eval, world, device)
-                pace.restart()
-
-    # ---- teardown ----
-    log.close()
+        # ---- the loop ----
+        engine.train()
+        for batch in pace.waiting_for(iter(feed)):
+            step = state.step
+            pace.enter("forward", step)
+            features = micro.forward(inputs_of(batch, cfg.model, device), seed=step_seed(cfg.seed, step, world.rank))
+            pace.enter("loss", step)
+            losses = objective(features, step=step, epoch=batch.epoch)
+            mean_loss = pulse.share(losses.total, stop=wish.reason != "", save=clock.due)
+            logged = is_time(step + 1, every=cfg.log.every_steps, total_steps=cfg.train.steps)
+            term_norms = gradient_norms(losses, features) if logged and cfg.log.term_gradients else {}
+            pace.enter("backward", step)
+            micro.backward(losses.total)
+            pace.enter("optimizer", step)
+            lr = learning_rate(cfg, step)
+            grad_norm = engine.step(lr, cfg.numbers.max_grad_norm, veto=~mean_loss.isfinite())
+            pulse.close(step + 1, grad_norm, engine.skipped, searching=engine.searching_scale)
+            pace.enter("log", step)
+            state = dataclasses.replace(state, step=step + 1, samples=state.samples + cfg.train.global_batch_size)
+            saving = is_time(state.step, every=cfg.checkpoint.every_steps, total_steps=cfg.train.steps)
+            drops.add(len(batch.keys), batch.drops, batch.sources)
+            log.advance()
+            beats = pulse.read(latest=logged or saving)
+            if numbers.must_go_back(beats):
+                saver.wait()
+                state = go_back(cfg, engine, settings, state, world)
+                feed.seek(state)
+                pulse.forget()
+                log.go_back(state.step)
+                continue
+            stopping = any(beat.stop for beat in beats)
+            if logged:
+                generation.agree(world)  # a newer start writes this log now
+                seen = dist.all_gather_object((drops, keys_digest(batch.keys)))
+                all_drops = DropBudget.merged([rank_drops for rank_drops, _ in seen])
+                figures = {"loss": beats[-1].loss, "lr": lr, "grad_norm": beats[-1].grad_norm, "samples": state.samples}
+                figures |= loss_figures(losses, features, term_norms) | drop_figures(all_drops, cfg) | numbers.figures()
+                figures |= saver.metrics() | speed.lap(pace, state.step)
+                log.record(state.step, figures, keys=sum(digest for _, digest in seen) % 2**64)
+                all_drops.check(cfg.data.max_bad_fraction)
+            saver.poll()
+            if saving or stopping or any(beat.save and clock.counts(beat.step) for beat in beats):
+                pace.enter("save", state.step)
+                clock.granted(state.step)
+                saver.begin(state)
+            if saving and is_evaluated(cfg, state.step):
+                pace.enter("evaluate", state.step)
+                saver.wait()
+                if not saver.last_error and (folder := checkpoint.newest(cfg.run_dir)) is not None:
+                    saver.note(state.step, eval_figures(evaluate_checkpoint(folder, cfg.eval, world, device)))
+            if stopping:
+                break
+        # ---- teardown ----
+        pace.enter("save", state.step)
+        saver.close()
+        log.close()
+        starts.end(cfg.run_dir, state.step, world, "done" if state.step == cfg.train.steps else "stopped")
+        dist.shutdown()
+    if saver.last_error:
+        raise CheckpointError(saver.last_error)
+    if state.step < cfg.train.steps:
+        raise Stopped(f"{wish.reason or 'another rank'}, after step {state.step}; saved, start again to continue")
     logger.info("done: %d steps, %d pairs, in %s", state.step, state.samples, cfg.run_dir)
-    dist.shutdown()
 
 
 def step_seed(seed: int, step: int, rank: int) -> int:
@@ -178,53 +200,97 @@ def step_seed(seed: int, step: int, rank: int) -> int:
     return int(np.random.SeedSequence([seed, step, rank]).generate_state(1, np.uint64)[0])
 
 
+def stop_at(cfg: RunConfig, world: World) -> float | None:
+    """Unix time at which to save and stop, counted from now; None where there is no limit."""
+    return signals.deadline(time.time(), cfg.train.time_limit_minutes, world.ends_at, cfg.checkpoint.seconds_before_limit)
+
+
+def step_sizes(train: TrainConfig, world: World) -> dict[str, int]:
+    """How a step is cut: pairs per rank and forward pass, and forward passes."""
+    per_pass = config.micro_batch_size(train.global_batch_size, world.size, train.micro_batches)
+    return {"micro_batch_size": per_pass, "micro_batches": train.micro_batches}
+
+
 def learning_rate(cfg: RunConfig, step: int) -> float:
     """The rate of the step that follows ``step`` completed ones."""
     optim = cfg.optim
     return lr_at(step, peak=optim.lr, warmup_steps=optim.warmup_steps, total_steps=cfg.train.steps, floor=optim.min_lr)
 
 
-def check_finite(value: Tensor, what: str, step: int) -> None:
-    """Stop before the optimizer moves; ``value`` is already reduced, so that every rank decides alike.
+class Feed:
+    """Batches that can be started again at another place, while they are iterated."""
+
+    def __init__(self, start: Callable[[TrainState], Iterator[Batch]], state: TrainState) -> None:
+        """``start`` gives the batches from a state on."""
+        self._start = start
+        self.seek(state)
+
+    def seek(self, state: TrainState) -> None:
+        """The next batch is the one that follows ``state``."""
+        self._batches = self._start(state)
+
+    def __iter__(self) -> Iterator[Batch]:
+        """All batches to the end of the run."""
+        while (batch := next(self._batches, None)) is not None:
+            yield batch
+
+
+def batches_after(cfg: RunConfig, world: World, model: ClipModel, state: TrainState) -> Iterator[Batch]:
+    """This rank's batches from a state to the end of the run."""
+    from pipeline.data import tokenizer
+    from pipeline.data.loader import train_batches
+    from pipeline.models import towers
+    from pipeline.models.text import ignores_padding
+
+    passed_over = state.notes.get(PASSED_OVER, 0)
+    return train_batches(
+        cfg.data,
+        cfg.augment,
+        image_size=model.image_size,
+        tokenizer=tokenizer.build(towers.architecture(cfg.model), trim=ignores_padding(model.text)),
+        world_rank=world.rank,
+        world_size=world.size,
+        global_batch_size=cfg.train.global_batch_size,
+        seed=cfg.seed,
+        start_step=state.step + passed_over,
+        total_steps=cfg.train.steps + passed_over,
+    )
+
+
+def inputs_of(batch: Batch, model: ModelConfig, device: torch.device) -> Inputs:
+    """A batch on the device, its pixels normalised."""
+    from pipeline.data.augment import normalise
+    from pipeline.features import Inputs
+
+    batch = batch.to(device)
+    image_VBCHW = normalise(batch.image_VBCHW, model.image_mean, model.image_std)
+    return Inputs(image_VBCHW, batch.tokens_BL, batch.group_B, batch.view_params_VBK)
+
+
+def go_back(cfg: RunConfig, engine: Engine, settings: dict[str, Any], lost: TrainState, world: World) -> TrainState:
+    """Return to this run's last checkpoint; every rank, together. The batches since then are passed over.
 
     Raises:
-        NumericsError: the value is NaN or infinite.
+        NumericsError: there is none yet.
     """
-    if not bool(value.isfinite()):
+    from pipeline import checkpoint
+
+    state = checkpoint.resume(cfg, engine, settings, world=world)
+    if state is None:
         raise NumericsError(
-            f"{what} is {value.item()} at step {step + 1}; the weights were not changed. Usual causes: a learning rate that is "
-            f"too high (optim.lr), too short a warm-up (optim.warmup_steps), or fp16 where bf16 would do (engine.precision)"
+            f"loss or gradients were not finite in {cfg.numbers.max_skips_in_a_row} steps in a row up to step {lost.step}, and "
+            f"there is no checkpoint yet to go back to; the weights were not changed. Usual causes: a learning rate that is "
+            f"too high (optim.lr), or too short a warm-up (optim.warmup_steps)"
         )
+    passed_over = lost.notes.get(PASSED_OVER, 0) + lost.step - state.step
+    return dataclasses.replace(state, notes={**state.notes, PASSED_OVER: passed_over})
 
 
-class Pace:
-    """Where the time goes between two log records: seconds waiting for data, and seconds in all."""
-
-    def __init__(self) -> None:
-        self.restart()
-
-    def waiting_for(self, batches: Iterator[T]) -> Iterator[T]:
-        """Yield the batches, measuring how long each one is waited for."""
-        asked = time.perf_counter()
-        for batch in batches:
-            self._waited += time.perf_counter() - asked
-            self._steps += 1
-            yield batch
-            asked = time.perf_counter()
-
-    def lap(self, samples_per_step: int) -> dict[str, float]:
-        """Samples per second over all ranks, and the share of time spent waiting for data, since the last call."""
-        seconds = time.perf_counter() - self._start
-        result = {
-            "samples_per_second": self._steps * samples_per_step / seconds,
-            "data_wait_share": self._waited / seconds,
-        }
-        self.restart()
-        return result
-
-    def restart(self) -> None:
-        """Leave what happened since the last call, an evaluation for example, out of the measurement."""
-        self._start, self._waited, self._steps = time.perf_counter(), 0.0, 0
+def is_evaluated(cfg: RunConfig, step: int) -> bool:
+    """Whether the checkpoint of ``step`` completed steps is evaluated by the training itself."""
+    if step == cfg.train.steps:
+        return cfg.eval.sets != () and cfg.eval.at_end
+    return cfg.eval.sets != () and is_time(step, every=cfg.eval.every_steps, total_steps=cfg.train.steps)
 
 
 if __name__ == "__main__":

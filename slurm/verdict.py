@@ -12,7 +12,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-from pipeline.errors import EXIT_REQUEUE, NoProgress, RankLost
+from pipeline.errors import EXIT_REQUEUE, NoProgress, RankLost, Superseded
 
 KILLED = (128 + 6, 128 + 7, 128 + 9, 128 + 11)
 """A rank died of ABRT, BUS, KILL or SEGV: memory, hardware, or its host. srun reports the highest code of all ranks."""
@@ -46,6 +46,8 @@ def verdict(exit_code: int, *, told_to_end: bool, restarts: int, max_restarts: i
         why = f"a rank was lost (exit code {exit_code})"
     elif exit_code == NoProgress.exit_code:
         return Verdict("stop", "the training makes no progress from start to start; a person must look", exit_code)
+    elif exit_code == Superseded.exit_code:
+        return Verdict("stop", "a later start of this run has taken over; this one must not write any more", exit_code)
     else:
         return Verdict(
             "stop", f"the training failed with exit code {exit_code}, which starting again would not cure", exit_code

@@ -84,7 +84,7 @@ def _collect(ranks: list[tuple[Any, Connection]], folder: Path, deadline: float)
         return [results[rank] for rank in range(len(ranks))]
     for rank, (process, _) in enumerate(ranks):
         if rank not in results and rank not in failures and process.is_alive():
-            os.kill(process.pid, signal.SIGUSR1)
+            os.kill(process.pid, signal.SIGRTMIN)  # a training takes USR1 itself
             time.sleep(0.3)
             failures[rank] = "did not finish in time; its stacks:\n" + (folder / f"stacks-{rank}").read_text()
     raise RanksFailed("\n".join(f"--- rank {rank} of {len(ranks)}: {text}" for rank, text in sorted(failures.items())))
@@ -96,7 +96,7 @@ def _rank_main(work: bytes, rank: int, world_size: int, folder: str, sender: Con
     from pipeline import dist
 
     stacks = open(f"{folder}/stacks-{rank}", "w")  # noqa: SIM115  # open as long as the rank
-    faulthandler.register(signal.SIGUSR1, file=stacks, all_threads=True)
+    faulthandler.register(signal.SIGRTMIN, file=stacks, all_threads=True)
     torch.set_num_threads(1)
     os.environ.update(RANK=str(rank), WORLD_SIZE=str(world_size), LOCAL_RANK=str(rank))
     world = dist.World(rank, world_size, rank, world_size, "tests")

@@ -118,3 +118,29 @@ def test_the_harness_reports_the_rank_that_raised() -> None:
 def test_the_harness_turns_a_hang_into_a_failure_with_stacks() -> None:
     with pytest.raises(RanksFailed, match="(?s)rank 1 of 2: did not finish in time.*in one_rank_hangs"):
         run_ranks(one_rank_hangs, 2, timeout_seconds=4)
+
+
+def test_a_job_s_end_is_known_whatever_started_the_ranks() -> None:
+    assert World.from_env({}).ends_at is None
+    assert World.from_env({"SLURM_JOB_END_TIME": "1700000000"}).ends_at == 1_700_000_000
+    torchrun = {"TORCHELASTIC_RUN_ID": "x", "RANK": "0", "WORLD_SIZE": "1", "SLURM_JOB_END_TIME": "17"}
+    assert World.from_env(torchrun).ends_at == 17
+    with pytest.raises(LaunchError, match="SLURM_JOB_END_TIME = 'soon' is not a number"):
+        World.from_env({"SLURM_JOB_END_TIME": "soon"})
+
+
+def timed(world: World) -> tuple[list[float], bool]:
+    import torch.distributed as torch_dist
+
+    spent: list[float] = []
+    original = torch_dist.all_reduce
+    with dist.timed_collectives(spent.append):
+        dist.all_reduce_sum(torch.ones(3))
+        torch_dist.all_reduce(torch.ones(3), async_op=True).wait()
+    dist.all_reduce_sum(torch.ones(3))
+    return spent, torch_dist.all_reduce is original
+
+
+def test_collectives_are_timed_within_the_block_only() -> None:
+    for spent, restored in run_ranks(timed, 2):
+        assert len(spent) == 2 and all(seconds > 0 for seconds in spent) and restored

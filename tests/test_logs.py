@@ -13,6 +13,7 @@ import pytest
 from pipeline import logs
 from pipeline.config import RunConfig
 from pipeline.dist import World
+from tests.distributed import run_ranks
 from tests.runs import run_config
 
 VALUES = {"loss": 1.5, "lr": 0.1}
@@ -79,7 +80,7 @@ def test_a_failing_wandb_is_reported_and_never_fatal(tmp_path: Path, monkeypatch
     package = types.SimpleNamespace(init=down if fails_at == "init" else lambda **_: run)
     monkeypatch.setitem(sys.modules, "wandb", None if fails_at == "import" else package)
     said: list[str] = []
-    handler = logging.Handler()
+    handler = logging.Handler(logging.WARNING)
     handler.emit = lambda record: said.append(record.getMessage())  # type: ignore[method-assign]
     monkeypatch.setattr(logging.getLogger("unisphere"), "handlers", [handler])
     cfg = config(tmp_path, log__wandb_project="p")
@@ -88,3 +89,54 @@ def test_a_failing_wandb_is_reported_and_never_fatal(tmp_path: Path, monkeypatch
     log.close()
     assert len(said) == 1 and "training goes on" in said[0]
     assert logs.read_metrics(cfg.run_dir / logs.METRICS) == [{"step": 1, **VALUES}]
+
+
+def full_disk(world: World, path: Path) -> tuple[list[str], list[str]]:
+    """Lines written while files of this process may not grow, and after that."""
+    import resource
+
+    lines = logs.Lines(path, 0, logs.get_logger(world))
+    lines.add("a" * 40)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (60, resource.RLIM_INFINITY))
+    lines.add("b" * 40)
+    lines.add("c" * 40)
+    during = path.read_text().split("\n")
+    resource.setrlimit(resource.RLIMIT_FSIZE, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
+    lines.add("d")
+    lines.close()
+    return during, path.read_text().split("\n")
+
+
+def test_lines_that_a_full_disk_refuses_are_written_later_and_stay_whole(tmp_path: Path) -> None:
+    ((during, after),) = run_ranks(full_disk, 1, tmp_path / "lines")
+    assert during == ["a" * 40, "b" * 19]
+    assert after == ["a" * 40, "b" * 40, "c" * 40, "d", ""]
+
+
+def test_a_record_in_words() -> None:
+    assert logs.describe({"loss": 1.23456}) == "loss 1.2346"
+    figures = {"loss": 1.0, "samples_per_second": 310.4, "mfu": 0.412, "data_wait_share": 0.5, "eta_seconds": 7384.2}
+    assert logs.describe(figures) == "loss 1.0000 · 310 pairs/s · MFU 41% · waits 50% for data · 2:03:04 to go"
+
+
+def test_a_number_that_is_not_finite_is_null_in_the_file(tmp_path: Path) -> None:
+    cfg = config(tmp_path)
+    log = logs.MetricsLog(cfg, World(), 0)
+    log.record(1, {"loss": float("nan"), "grad_norm": float("inf"), "lr": 0.1})
+    log.close()
+    assert (cfg.run_dir / logs.METRICS).read_text() == '{"step": 1, "loss": null, "grad_norm": null, "lr": 0.1}\n'
+
+
+def test_going_back_forgets_what_was_logged_since(tmp_path: Path) -> None:
+    cfg = config(tmp_path)
+    log = logs.MetricsLog(cfg, World(), 0)
+    for step in (1, 2, 3):
+        log.record(step, VALUES)
+    log.go_back(1)
+    log.record(2, {"loss": 7.0})
+    log.close()
+    assert logs.read_metrics(cfg.run_dir / logs.METRICS) == [
+        {"step": 1, **VALUES},
+        {"event": "rollback", "step": 1},
+        {"step": 2, "loss": 7.0},
+    ]

@@ -156,7 +156,9 @@ def _folder(folder: str, source: ByteSource) -> list[Shard]:
             + (f" ({', '.join(entries[:5])}{', ...' if len(entries) > 5 else ''})" if entries else "")
             + "; build shards with `unisphere shards build`, or correct the data path"
         )
-    return _described([(os.path.join(folder, name), manifest.get(name)) for name in manifest or present], source)
+    # A manifest may name shards that lie elsewhere by their whole address.
+    paths = [(name if is_url(name) else os.path.join(folder, name), name) for name in manifest or present]
+    return _described([(path, manifest.get(name)) for path, name in paths], source)
 
 
 def _names(folder: str, source: ByteSource) -> list[str]:

@@ -171,7 +171,7 @@ def files_sha256(folder: Path) -> str:
 def _known(out: Path | None, subject: Subject, files: str) -> dict[str, Any] | None:
     """The newest result in ``out`` that would come out again."""
     wanted = {
-        **{key: subject.provenance.get(key) for key in ("weights_sha256", "step")},
+        **{key: subject.provenance.get(key) for key in ("weights_sha256", "step", "weights")},
         "files_sha256": files,
         "protocol": PROTOCOL,
     }

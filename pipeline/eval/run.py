@@ -46,6 +46,7 @@ def parser() -> argparse.ArgumentParser:
         "--out", type=Path, metavar="FILE", help="append results here; default: eval.jsonl in the target's folder"
     )
     result.add_argument("--force", action="store_true", help="measure again what --out has results of already")
+    result.add_argument("--averaged", action="store_true", help="the moving average of a run's weights (engine.ema_decay)")
     mode = result.add_mutually_exclusive_group()
     mode.add_argument("--follow", action="store_true", help="evaluate every checkpoint of a run as it appears, to its last")
     mode.add_argument("--table", action="store_true", help="print the results there are, a line per set and step")
@@ -62,19 +63,19 @@ def main(argv: Sequence[str] | None = None) -> int:
             return _table(args.out or args.target / "eval.jsonl")
         if args.follow:
             return _follow(args.target, args.sets, args.batch_size, args.out)
-        return _run(args.target, args.sets, args.batch_size, args.out, force=args.force)
+        return _run(args.target, args.sets, args.batch_size, args.out, force=args.force, averaged=args.averaged)
     except PipelineError as error:
         print(f"error: {error}", file=sys.stderr)
         return error.exit_code
 
 
-def _run(path: Path, sets: Sequence[str] | None, batch_size: int, out: Path | None, *, force: bool) -> int:
+def _run(path: Path, sets: Sequence[str] | None, batch_size: int, out: Path | None, *, force: bool, averaged: bool) -> int:
     from pipeline.eval.evaluate import describe, evaluate
     from pipeline.eval.target import load
     from pipeline.eval.together import all_or_none
 
     with _world() as (world, device):
-        target = all_or_none(lambda: load(path, device), world)
+        target = all_or_none(lambda: load(path, device, averaged=averaged), world)
         chosen, file = _named(sets or target.sets, path), out or target.results
         results = evaluate(target.subject, chosen, world, device, batch_size=batch_size, out=file, force=force)
     if world.is_main:

@@ -39,8 +39,10 @@ class Target:
     """Where results are appended unless another file is asked for."""
 
 
-def load(path: Path, device: torch.device) -> Target:
+def load(path: Path, device: torch.device, *, averaged: bool = False) -> Target:
     """Read the weights into a model on ``device``, in fp32 and evaluation mode.
+
+    ``averaged``: the moving average of a run's weights (``engine.ema_decay``) instead of its weights.
 
     Raises:
         CheckpointError: the folder is missing, is none of the three kinds, or has no complete checkpoint.
@@ -50,9 +52,11 @@ def load(path: Path, device: torch.device) -> Target:
         raise CheckpointError(f"{path} is not a folder; give a run (runs/NAME), a checkpoint, or an export folder")
     if (path / CONFIG_FILE).is_file():
         return _from_export(path, device)
-    cfg, folder, model, _ = load_trained(path)
+    cfg, folder, model, _ = load_trained(path, averaged=averaged)
     state = checkpoint.read_state(folder)
     provenance = {"run": cfg.name, "step": state.step, "weights_sha256": state.weights_sha256}
+    if averaged:
+        provenance["weights"] = "averaged"
     tokens = tokenizer.build(architecture(cfg.model))
     subject = Subject(
         model.to(device), tokens, cfg.model.image_mean, cfg.model.image_std, provenance, model.logit_scale().item()

@@ -16,14 +16,22 @@ ROOMS = ("pipeline", "data_prep", "slurm")
 
 TIERS: tuple[tuple[str, tuple[str, ...]], ...] = (
     ("0 words", ("pipeline.config", "pipeline.strict", "pipeline.schedule", "pipeline.errors")),
-    ("1 ground", ("pipeline.dist", "pipeline.features", "pipeline.data.plan", "pipeline.data.samples",
-                  "pipeline.data.shards", "pipeline.data.tar", "pipeline.data.drops")),
-    ("2 parts", ("pipeline.data", "pipeline.losses", "pipeline.models", "pipeline.logs")),
+    ("1 ground", ("pipeline.dist", "pipeline.features", "pipeline.pieces", "pipeline.data.plan", "pipeline.data.samples",
+                  "pipeline.data.shards", "pipeline.data.tar", "pipeline.data.drops", "pipeline.signals",
+                  "pipeline.data.files", "pipeline.data.remote", "pipeline.data.cache", "pipeline.data.storage",
+                  "pipeline.data.members", "pipeline.data.mixture", "pipeline.data.unindexed", "pipeline.data.sources")),
+    ("2 parts", ("pipeline.data", "pipeline.losses", "pipeline.models", "pipeline.logs",
+                 "pipeline.pulse", "pipeline.pace", "pipeline.flops")),
+    ("2 parts: watching a run", ("pipeline.numbers", "pipeline.watchdog", "pipeline.starts", "pipeline.speed",
+                                 "pipeline.profile", "pipeline.figures")),
     ("3 assemblies: engine, checkpoint", ("pipeline.engine", "pipeline.checkpoint", "pipeline.provenance")),
+    ("3 assemblies: trained", ("pipeline.trained",)),
     ("3 assemblies: export", ("pipeline.export",)),
     ("3 assemblies: eval", ("pipeline.eval",)),
     ("4 entry points: the command", ("pipeline.cli",)),
-    ("4 entry points: tools", ("pipeline.eval.run", "data_prep", "slurm")),
+    ("4 entry points: embedding files", ("pipeline.vectors",)),
+    ("4 entry points: tools", ("pipeline.eval.run", "pipeline.report", "pipeline.search",
+                               "pipeline.bench_loader", "pipeline.weights", "data_prep", "slurm")),
     ("4 entry points: train", ("pipeline.train",)),
     ("4 entry points: whole runs", ("pipeline.smoke", "pipeline.doctor", "pipeline.__main__", "pipeline")),
 )  # fmt: skip
@@ -56,6 +64,7 @@ TORCH_FREE = (
     "pipeline.cli",
     "pipeline.data.plan",
     "pipeline.data.samples",
+    "pipeline.data.sources",
 )
 
 

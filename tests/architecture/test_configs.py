@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import re
 from pathlib import Path
 
@@ -9,8 +10,10 @@ import pytest
 import torch
 
 from pipeline import config
+from pipeline.data.views import VIEW_PARAMS
 from pipeline.engine.ds_config import ds_config, resolve_precision
-from pipeline.models import towers
+from pipeline.losses import Objective
+from pipeline.models import clip
 from tests.architecture.guards import REPOSITORY
 
 HEADINGS = ("command", "hardware", "time", "expected")
@@ -47,10 +50,15 @@ def test_a_config_survives_being_written_out(path: Path, tmp_path: Path) -> None
 
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
 def test_a_config_describes_a_model(path: Path) -> None:
+    """Its towers and heads can be built, and make what its loss needs."""
     cfg = config.load(path)
+    objective = Objective(cfg.objective, seed=cfg.seed, total_steps=cfg.train.steps)
+    objective.check(clip.domains(len(cfg.augment.views), cfg.model))
+    towers = {name: dataclasses.replace(getattr(cfg.model, name), init_weights=None) for name in ("image_tower", "text_tower")}
+    plain = dataclasses.replace(cfg.model, init_weights=None, compile=False, **towers)  # the files may not be here
     with torch.device("meta"):  # shapes without memory
-        built = towers.build_towers(towers.architecture(cfg.model))
-    for tower in built:
+        built = clip.build(plain, cfg.objective, objective.scalars(), num_view_params=len(VIEW_PARAMS))
+    for tower in (built.visual, built.text):
         parameters = list(tower.parameters())
         assert all(parameter.is_meta for parameter in parameters)
         assert sum(parameter.numel() for parameter in parameters) > 50_000

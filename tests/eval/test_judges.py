@@ -16,6 +16,8 @@ from tests.eval.helpers import write_noise
 from tests.eval.trained import TINY, write_run
 from tests.peers import run_peer
 
+pytestmark = pytest.mark.slow  # needs the peers' environment, which `make test-slow` builds
+
 ALONE = World()
 
 

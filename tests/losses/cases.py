@@ -22,6 +22,7 @@ TOKENS, VOCABULARY = 3, 7
 TWO = ("image", "image_2", "text")
 ALL = ("image", "image_2", "text", "text_2")
 HEADS = ("independent_image", "independent_image_2", "independent_text", "independent_text_2")
+PROJECTED = ("projected_image", "projected_image_2")
 GROUPS = {
     "distinct": torch.arange(B),
     "pairs": torch.arange(B) // 2,
@@ -49,6 +50,11 @@ class Case:
     def build(self) -> Term:
         """The term."""
         return TERMS[self.term](**self.settings)
+
+
+def s10() -> Tensor:
+    """The scale of temperature 0.1."""
+    return torch.tensor(10.0, dtype=torch.float64)
 
 
 def draws(term: str, alpha: float, per_sample: bool, like: Tensor) -> tuple[Tensor, Tensor]:
@@ -141,7 +147,10 @@ CASES = [
     _uni("mp_nce", "own", "own", ALL),
     _uni("mil_nce", "own", "tie", TWO),
     _uni("supcon", "own", "tie", TWO),
-    Case("simclr", TWO, lambda z, s, g: reference.simclr(z["image"], z["image_2"], torch.tensor(10.0, dtype=torch.float64), g)),
+    *(
+        Case("simclr", (*TWO, *further), lambda z, s, g, pair=pair: reference.simclr(z[pair[0]], z[pair[1]], s10(), g))
+        for further, pair in (((), ("image", "image_2")), (PROJECTED, PROJECTED))
+    ),
 ]
 
 

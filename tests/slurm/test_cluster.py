@@ -20,7 +20,7 @@ from slurm.records import read_all
 from tests import runs
 from tests.slurm.cluster import Cluster
 
-pytestmark = pytest.mark.slurm
+pytestmark = [pytest.mark.slurm, pytest.mark.timeout(600)]
 
 REPOSITORY = Path(__file__).parents[2]
 STEPS = 240

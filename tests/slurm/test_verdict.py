@@ -4,7 +4,16 @@ from __future__ import annotations
 
 import pytest
 
-from pipeline.errors import EXIT_REQUEUE, CheckpointError, ConfigError, DataError, NoProgress, NumericsError, RankLost
+from pipeline.errors import (
+    EXIT_REQUEUE,
+    CheckpointError,
+    ConfigError,
+    DataError,
+    NoProgress,
+    NumericsError,
+    RankLost,
+    Superseded,
+)
 from slurm.verdict import verdict
 
 
@@ -22,6 +31,7 @@ from slurm.verdict import verdict
         (139, False, 1, "requeue", "a rank was lost"),
         (143, False, 0, "stop", "failed with exit code 143"),
         (NoProgress.exit_code, False, 2, "stop", "no progress"),
+        (Superseded.exit_code, False, 0, "stop", "a later start of this run has taken over"),
         (ConfigError.exit_code, False, 0, "stop", "would not cure"),
         (DataError.exit_code, False, 0, "stop", "would not cure"),
         (NumericsError.exit_code, False, 0, "stop", "would not cure"),

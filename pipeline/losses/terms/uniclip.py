@@ -111,18 +111,23 @@ class UniClip(Term):
 
 @dataclass(frozen=True)
 class SimClr(Term):
-    """``reference.simclr`` of the first two image views, at a fixed temperature: SLIP's in-modal term."""
+    """``reference.simclr`` of the first two image views, at a fixed temperature: SLIP's in-modal term.
+
+    Of their projections where the model has a projector for it (``model.heads.projector``), as SimCLR and SLIP do.
+    """
 
     name: ClassVar[str] = "simclr"
     needs: ClassVar[tuple[str, ...]] = ("image", "image_2")
     temperature: float = 0.1
 
+    def _views(self, step: Step) -> tuple[str, str]:
+        return ("projected_image", "projected_image_2") if "projected_image" in step.rows else ("image", "image_2")
+
     def reductions(self, step: Step) -> list[Reduction]:
         """Each view against both views of others."""
         scale = step.constant(1 / self.temperature)
-        within, between, within_2 = (
-            cosine(*pair, scale) for pair in (("image", "image"), ("image", "image_2"), ("image_2", "image_2"))
-        )
+        first, second = self._views(step)
+        within, between, within_2 = (cosine(*pair, scale) for pair in ((first, first), (first, second), (second, second)))
         return [
             Reduction("logsumexp", ((within, "columns"), (between, "columns"))),
             Reduction("logsumexp", ((between, "rows"), (within_2, "columns"))),
@@ -130,5 +135,6 @@ class SimClr(Term):
 
     def loss(self, step: Step, values: list[Tensor]) -> Tensor:
         """Mean over both views of this rank's samples."""
-        positive_b = paired(step.rows["image"], step.rows["image_2"]) / self.temperature
+        first, second = self._views(step)
+        positive_b = paired(step.rows[first], step.rows[second]) / self.temperature
         return torch.stack([contrast(negative_b, positive_b) for negative_b in values]).mean()
