@@ -275,6 +275,7 @@ print(len(found), found[0][0], sorted({label for _, label in found}), data.class
 """
 
 
+@pytest.mark.slow
 def test_clip_benchmark_reads_an_evaluation_set(tmp_path: Path) -> None:
     assert build("emoji-groups", Options(cache=tmp_path), tmp_path / "out", "--limit", "40") == 0
     labels = sorted({row.label for row in open_recipe("emoji-groups", Options(limit=40)).rows()})

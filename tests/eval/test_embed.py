@@ -68,7 +68,7 @@ def test_the_forward_pass_always_has_the_same_number_of_rows(tmp_path: Path) -> 
         return inputs.float()
 
     for n in (1, 63, 64):
-        rows = embed._forward(counting, torch.arange(n)[:, None])
+        rows = embed.forward(counting, torch.arange(n)[:, None])
         assert rows[:, 0].tolist() == list(range(n))
     assert seen == [embed.FORWARD_ROWS] * 3
 
