@@ -85,8 +85,19 @@ class Watchdog:
         self._thread = threading.Thread(target=self._watch, name="watchdog", daemon=True)
 
     def __enter__(self) -> Watchdog:
-        """Start watching."""
-        self._store = dist.own_store()
+        """Start watching.
+
+        Raises:
+            RankLost: the others were there a moment ago, and one of them is not any more.
+        """
+        try:
+            self._store = dist.own_store()
+        except (RuntimeError, OSError) as error:  # torch's distributed errors are RuntimeErrors
+            said = str(error).strip().splitlines()
+            raise RankLost(
+                f"rank {self._world.rank} met the others, and then one of them was gone, most likely rank 0, which serves the "
+                f"rendezvous at {self._world.master}: {said[0] if said else type(error).__name__}"
+            ) from error
         if self._store is not None:
             self._store.set_timeout(datetime.timedelta(seconds=self._patience))
         self._thread.start()

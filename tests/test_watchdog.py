@@ -39,6 +39,19 @@ def test_a_main_thread_that_never_comes_back_is_ended(tmp_path: Path) -> None:
         run_ranks(hangs_in_native_code, 2, tmp_path)
 
 
+def loses_rank_0_before_it_watches(world: World) -> None:
+    if world.rank == 0:
+        os._exit(13)
+    time.sleep(0.5)
+    with Watchdog(world, QUICK, Pace().where):
+        pass
+
+
+def test_a_rank_that_is_gone_right_after_the_meeting_is_a_lost_rank() -> None:
+    with pytest.raises(RanksFailed, match=r"(?s)RankLost: rank 1 met the others, and then one of them was gone"):
+        run_ranks(loses_rank_0_before_it_watches, 2)
+
+
 def test_a_rank_that_never_comes_is_missed_after_the_time_limit() -> None:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))

@@ -222,6 +222,10 @@ class Cluster:
         """The cable is back."""
         self._in_switch("ip", "link", "set", node, "up")
 
+    def kill_daemon(self, node: str) -> None:
+        """The host's slurmd dies; the tasks it started live on."""
+        self.inside(node, "pkill", "-KILL", "-x", "slurmd")
+
     def inside(self, node: str, *words: str) -> str:
         """Run a command on a host."""
         first = self._first_process(node)

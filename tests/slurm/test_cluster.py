@@ -131,6 +131,52 @@ def test_a_cancelled_job_saves_and_stays_cancelled(lab: Lab) -> None:
     assert lab.cluster.command("squeue", "--noheader") == "", "no evaluation waits for a training that was given up"
 
 
+@pytest.mark.parametrize("what", ["cut off the network", "without its daemon"])
+def test_a_host_that_cannot_be_reached(lab: Lab, undisturbed: dict[int, float], what: str) -> None:
+    """Its ranks live on, unseen, while the job runs again elsewhere: they must not write any more."""
+    cluster, name = lab.cluster, what.replace(" ", "-")
+    job = lab.submit(name)
+    lab.wait_for_step(name, 30, job)
+    host = cluster.job(job)["BatchHost"]
+    if what == "cut off the network":
+        cluster.unplug(host)
+    else:
+        cluster.kill_daemon(host)
+    cluster.declare_down(host)
+    assert host not in cluster.wait(job, "RUNNING", restarts=1)["NodeList"]
+    assert cluster.wait(job, "COMPLETED")["Restarts"] == "1"
+    cluster.plug(host)
+    cluster.power_off(host)
+    cluster.power_on(host)
+    assert lab.losses(name) == undisturbed
+    newest = (lab.run(name) / "checkpoints" / "latest").read_text().strip()
+    assert newest == f"step-{STEPS:08d}", "the stale start did not set it back"
+
+
+def test_a_full_disk_fails_the_job_and_not_the_machine(lab: Lab) -> None:
+    """No checkpoint fits: training goes on to its end, every step is recorded, and the job says that it could not save."""
+    job = lab.submit("full", f"runs_dir={lab.cluster.folder.parent / 'small'}", "train.steps=60", "checkpoint.every_steps=20")
+    ended = lab.cluster.wait(job, "FAILED")
+    assert (ended["ExitCode"], ended["Restarts"]) == ("5:0", "0")
+    assert "No space left on device" in lab.cluster.output(job)
+    lines = (lab.cluster.folder.parent / "small" / "full" / "metrics.jsonl").read_text().splitlines()
+    assert max(json.loads(line).get("step", 0) for line in lines) == 60
+
+
+def test_a_host_that_is_not_fit_is_named_and_left_out(lab: Lab) -> None:
+    cluster = lab.cluster
+    cluster.inside("n3", "mount", "-o", "remount,size=8m", "/dev/shm")
+    try:
+        shape = (*SHAPE, "--exclude=n1")
+        stops = lab.submit("named", shape=shape)
+        assert cluster.wait(stops, "FAILED")["ExitCode"] == "2:0"
+        assert "host n3 is not fit: shared memory" in cluster.output(stops)
+        goes_on = lab.submit("left-out", "train.steps=20", "--exclude-bad-hosts", shape=shape)
+        assert "n3" not in cluster.wait(goes_on, "COMPLETED", restarts=1)["NodeList"]
+    finally:
+        cluster.inside("n3", "mount", "-o", "remount,size=50%", "/dev/shm")
+
+
 def test_two_jobs_share_a_host(lab: Lab, undisturbed: dict[int, float]) -> None:
     one_host = ("--nodes=1", "--ntasks-per-node=4", "--gpus-per-node=0", "--cpus-per-task=1", "--nodelist=n1")
     jobs = {name: lab.submit(name, f"seed={seed}", shape=one_host) for name, seed in (("left", 0), ("right", 1))}
