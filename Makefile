@@ -55,16 +55,17 @@ test: $(STAMP)
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n 2
 
 test-slow: $(STAMP) $(PEERS_STAMP)
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -m slow
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -m "slow and not slurm"
 
 # Slurm's daemons come from Debian's packages. Elsewhere, or without root, the tests say why they skip.
+SLURM_TESTS := slurm
 SLURM_PACKAGES := slurmctld slurmd slurm-client munge iproute2 procps util-linux hostname
 test-slurm: $(STAMP)
 	@if [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null && ! dpkg -s $(SLURM_PACKAGES) >/dev/null 2>&1; then \
 	  echo "installing $(SLURM_PACKAGES)"; \
 	  apt-get update -qq && DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends $(SLURM_PACKAGES) >/dev/null \
 	  || echo "could not be installed: the tests will say what is missing"; fi
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -m slurm tests/slurm
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -m "$(SLURM_TESTS)" tests/slurm
 
 chaos: $(STAMP)
 	OMP_NUM_THREADS=1 $(BIN)/python -m tests.chaos --rounds $(or $(ROUNDS),50)

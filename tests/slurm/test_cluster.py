@@ -131,6 +131,7 @@ def test_a_cancelled_job_saves_and_stays_cancelled(lab: Lab) -> None:
     assert lab.cluster.command("squeue", "--noheader") == "", "no evaluation waits for a training that was given up"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("what", ["cut off the network", "without its daemon"])
 def test_a_host_that_cannot_be_reached(lab: Lab, undisturbed: dict[int, float], what: str) -> None:
     """Its ranks live on, unseen, while the job runs again elsewhere: they must not write any more."""
@@ -153,6 +154,7 @@ def test_a_host_that_cannot_be_reached(lab: Lab, undisturbed: dict[int, float], 
     assert newest == f"step-{STEPS:08d}", "the stale start did not set it back"
 
 
+@pytest.mark.slow
 def test_a_full_disk_fails_the_job_and_not_the_machine(lab: Lab) -> None:
     """No checkpoint fits: training goes on to its end, every step is recorded, and the job says that it could not save."""
     job = lab.submit("full", f"runs_dir={lab.cluster.folder.parent / 'small'}", "train.steps=60", "checkpoint.every_steps=20")
@@ -163,6 +165,7 @@ def test_a_full_disk_fails_the_job_and_not_the_machine(lab: Lab) -> None:
     assert max(json.loads(line).get("step", 0) for line in lines) == 60
 
 
+@pytest.mark.slow
 def test_a_host_that_is_not_fit_is_named_and_left_out(lab: Lab) -> None:
     cluster = lab.cluster
     cluster.inside("n3", "mount", "-o", "remount,size=8m", "/dev/shm")
@@ -177,6 +180,7 @@ def test_a_host_that_is_not_fit_is_named_and_left_out(lab: Lab) -> None:
         cluster.inside("n3", "mount", "-o", "remount,size=50%", "/dev/shm")
 
 
+@pytest.mark.slow
 def test_two_jobs_share_a_host(lab: Lab, undisturbed: dict[int, float]) -> None:
     one_host = ("--nodes=1", "--ntasks-per-node=4", "--gpus-per-node=0", "--cpus-per-task=1", "--nodelist=n1")
     jobs = {name: lab.submit(name, f"seed={seed}", shape=one_host) for name, seed in (("left", 0), ("right", 1))}
@@ -216,6 +220,7 @@ def test_an_array_builds_what_one_process_builds(lab: Lab, emoji: Path) -> None:
         assert {path.relative_to(out): path.read_bytes() for path in (out / name).rglob("*") if path.is_file()} == files
 
 
+@pytest.mark.slow
 def test_submitted_from_python(lab: Lab, undisturbed: dict[int, float]) -> None:
     """``unisphere launch``: warned as by its own ``--signal``, requeued, and equal; looked after by the run's folder."""
     options = ("--cluster", "slurm", "--nodes", "2", "--tasks-per-node", "2", "--cpus-per-task", "1")
