@@ -63,7 +63,7 @@ def _parser() -> argparse.ArgumentParser:
     add("rest", nargs="*", help="pretrain: key.sub=value; evaluate: folders of evaluation sets")
     add("--site", metavar="FILE", help="modules, variables, container of this cluster; see configs/slurm/template.yaml")
     add("--max-restarts", type=int, default=100, metavar="N", help="stop instead of requeueing once more (default: 100)")
-    add("--exclude-bad-hosts", action="store_true", help="requeue without the hosts that fail the examination")
+    add("--exclude-bad-hosts", action="store_true", help="submit a successor without the hosts that fail the examination")
     add("--follow", action="store_true", help="evaluate: every checkpoint as it appears, until the run is complete")
     add("--frozen", metavar="DIR", help="pretrain: the copy of code and settings that was made at submission")
     add("--code", metavar="DIR", default=str(REPOSITORY), help="evaluate: the copy of the code to run")
@@ -90,7 +90,7 @@ class Job:
         self._listen()
         bad = examine(self._srun, self._python(), hosts, cfg.run_dir / "jobs" / f"hosts-{here.job}-{here.restarts}")
         if bad and not self._told_to_end:
-            return self._without(bad, exclude_bad)
+            return self._without(bad, exclude_bad, cfg, frozen)
         code = self._srun([f"--ntasks={here.tasks}", *TOGETHER], self._python("pipeline.train", frozen.config))
         outcome = verdict(code, told_to_end=self._told_to_end, restarts=here.restarts, max_restarts=max_restarts)
         say(f"{outcome.action}: {outcome.why}")
@@ -147,17 +147,13 @@ class Job:
         time.sleep(60)  # Slurm ends this script; returning first would make the job end instead
         return outcome.exit_code
 
-    def _without(self, bad: Mapping[str, str], exclude: bool) -> int:
+    def _without(self, bad: Mapping[str, str], exclude: bool, cfg: RunConfig, frozen: Frozen) -> int:
         for host, why in bad.items():
             say(f"host {host} is not fit: {why}")
         if not exclude:
             say("submit without them (--exclude=" + ",".join(bad) + "), or let the job do that: --exclude-bad-hosts")
-            return LaunchError.exit_code
-        # Only a job that is not running may be given other hosts.
-        for words in (("requeuehold",), ("update",), ("release",)):
-            target = [f"jobid={self._here.job}", f"ExcNodeList={','.join(bad)}"] if words == ("update",) else [self._here.job]
-            subprocess.run(["scontrol", *words, *target], check=False)
-        time.sleep(60)
+        elif job := follow_up.successor(cfg, self._here, frozen, self._site_file, bad):
+            say(f"job {job} continues without {', '.join(bad)}")
         return LaunchError.exit_code
 
 

@@ -162,10 +162,16 @@ def test_an_unfit_host_can_be_left_out(slurm: StandIns) -> None:
     slurm._answers.insert(
         0, {"program": "srun", "with": ["pipeline.doctor"], "prints": "", "code": 1, "do": HEALTHY.replace(", 'n004'", ",")}
     )
-    slurm.answer("scontrol", "release", do="import signal; os.kill(os.getppid(), signal.SIGKILL)")
-    run(slurm, "pretrain", "run.yaml", "--exclude-bad-hosts")
-    words = [call["argv"] for call in slurm.calls("scontrol")][-3:]
-    assert words == [["requeuehold", "4711"], ["update", "jobid=4711", "ExcNodeList=n004"], ["release", "4711"]]
+    slurm.answer("scontrol", "4711", prints="JobId=4711 StdOut=/out/a b.out TimeLimit=1-00:00:00 ExcNodeList=n009")
+    done = run(slurm, "pretrain", "run.yaml", "train.steps=8", "--exclude-bad-hosts")
+    assert done.returncode == 2
+    assert "job 4712 continues without n004" in done.stdout
+    (successor,) = [call["argv"] for call in slurm.calls("sbatch")]
+    same = {"--nodes=2", "--ntasks-per-node=2", "--cpus-per-task=6", "--partition=gpu", "--account=lab", "--time=1-00:00:00"}
+    assert same | {"--exclude=n009,n004", "--output=/out/a b.out", "--exclude-bad-hosts"} <= set(successor)
+    frozen = slurm.folder.parent / "runs" / "run" / "jobs" / "4711"
+    assert successor[-3:] == ["--frozen", str(frozen), str(frozen / "config.yaml")]
+    assert len(slurm.calls("srun")) == 1, "nothing was trained on hosts that are not fit"
 
 
 def test_a_wrong_setting_ends_the_job_at_once(slurm: StandIns) -> None:
