@@ -37,6 +37,9 @@ TOGETHER = ("--kill-on-bad-exit=0", "--wait=60")
 """One rank's end ends the others, but a minute later: until then each leaves by itself, with the exit code that says why.
 Killed at once they would all end with 143, which hides the reason; never killed, a hanging rank would keep the job for ever."""
 
+NO_EVALUATION = "eval.at_end=false"
+"""The evaluation of the last checkpoint is a job of its own."""
+
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one kind of job; returns the batch script's exit code."""
@@ -47,11 +50,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     if args.kind == "evaluate":
         return job.evaluate(Path(args.target), args.rest, args.code, follow=args.follow)
     # Code and settings: as they were at submission, or else as they are at the job's first start.
-    settings = (Path(args.frozen) / "config.yaml", ()) if args.frozen else (args.target, args.rest)
-    # The evaluation of the last checkpoint is a job of its own.
-    cfg = config.load(settings[0], [*settings[1], "eval.at_end=false"])
+    frozen = Frozen(Path(args.frozen)) if args.frozen else None
+    cfg = config.load(frozen.config) if frozen else config.load(args.target, args.rest)
     asked = {"config": args.target, "overrides": args.rest, "tasks": here.tasks}
-    frozen = Frozen(Path(args.frozen)) if args.frozen else freeze(cfg, here.job, asked)
+    frozen = frozen or freeze(cfg, here.job, asked)
     return job.pretrain(cfg, frozen, max_restarts=args.max_restarts, exclude_bad=args.exclude_bad_hosts)
 
 
@@ -89,9 +91,12 @@ class Job:
         say(f"job {here.job}, start {here.restarts + 1}: {here.tasks} ranks on {here.nodes} hosts, they meet at {where}")
         self._listen()
         bad = examine(self._srun, self._python(), hosts, cfg.run_dir / "jobs" / f"hosts-{here.job}-{here.restarts}")
-        if bad and not self._told_to_end:
+        if self._told_to_end:
+            return 128 + signal.SIGTERM
+        if bad:
             return self._without(bad, exclude_bad, cfg, frozen)
-        code = self._srun([f"--ntasks={here.tasks}", *TOGETHER], self._python("pipeline.train", frozen.config))
+        training = self._python("pipeline.train", frozen.config, NO_EVALUATION)
+        code = self._srun([f"--ntasks={here.tasks}", *TOGETHER], training)
         outcome = verdict(code, told_to_end=self._told_to_end, restarts=here.restarts, max_restarts=max_restarts)
         say(f"{outcome.action}: {outcome.why}")
         if outcome.action == "requeue":

@@ -1,8 +1,8 @@
 """Jobs that a job submits: the evaluation of a finished training, and a successor without hosts that are not fit.
 
 One evaluation per last checkpoint, submitted once, whatever is requeued or repeated. It is submitted when the training has
-ended well, not before: so a training that dies leaves no evaluation waiting for it, and an evaluation that fails cannot mark the
-training failed. It starts when the training's job has left the queue (``afterany``) and takes one host of the same kind.
+ended well, not before: so a training that dies leaves no evaluation waiting for it, and an evaluation that fails cannot mark
+the training failed. It starts when the training's job has left the queue (``afterany``) and takes one host of the same kind.
 """
 
 from __future__ import annotations

@@ -76,10 +76,10 @@ def test_a_training_runs_on_every_rank_and_hands_over_to_the_evaluation(slurm: S
     doctor, training = slurm.calls("srun")
     assert {"--ntasks=2", "--ntasks-per-node=1"} <= set(doctor["argv"])
     assert {"--ntasks=4", "--wait=60", "--cpus-per-task=6"} <= set(training["argv"])
-    assert training["argv"][-3:-1] == ["-m", "pipeline.train"]
+    assert training["argv"][-4:-2] == ["-m", "pipeline.train"]
     assert "-P" in training["argv"], "the current folder must not hide the frozen code"
     frozen = slurm.folder.parent / "runs" / "run" / "jobs" / "4711"
-    assert training["argv"][-1] == str(frozen / "config.yaml")
+    assert training["argv"][-2:] == [str(frozen / "config.yaml"), "eval.at_end=false"]
     assert yaml.safe_load((frozen / "config.yaml").read_text())["train"]["steps"] == 8
     env = training["env"]
     assert env["PYTHONPATH"] == str(frozen / "code")
