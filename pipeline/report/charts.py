@@ -122,7 +122,9 @@ def _grid(across: _Axis, up: _Axis, x: str) -> str:
         parts.append(f'<text x="{LEFT - 6}" y="{up(value) + 3.5:.1f}" text-anchor="end">{number(value)}</text>')
     for value in across.ticks(6):
         parts.append(f'<path class="grid" d="M{across(value):.1f} {HEIGHT - BOTTOM}v4"/>')
-        parts.append(f'<text x="{across(value):.1f}" y="{HEIGHT - BOTTOM + 15}" text-anchor="middle">{number(value)}</text>')
+        anchor = "end" if across(value) > WIDTH - RIGHT - 14 else "middle"
+        place = f'x="{across(value):.1f}" y="{HEIGHT - BOTTOM + 15}" text-anchor="{anchor}"'
+        parts.append(f"<text {place}>{number(value)}</text>")
     label = f'<text x="{WIDTH - RIGHT}" y="{HEIGHT - 3}" text-anchor="end">{html.escape(x)}</text>'
     return f'<g aria-hidden="true">{"".join(parts)}{label}</g>'
 

@@ -22,6 +22,8 @@ CURVES = (
     ("dropped", "Samples that had to be replaced"),
     ("mfu", "Model FLOP utilisation"),
 )
+NO_CURVES = ("samples", "eta_seconds", "keys")
+"""Recorded for programs: they say nothing as a curve."""
 GEOMETRY = (
     ("centroid_distance", "Centroid distance (modality gap)"),
     ("linear_separability", "Linear separability of the modalities"),
@@ -58,7 +60,9 @@ def at_a_glance(runs: Sequence[Run]) -> str:
 
 def training(runs: Sequence[Run]) -> str:
     """Curves of what was recorded while training: the usual ones, each term's loss and gradient, learned numbers, the rest."""
-    keys = list(dict.fromkeys(key for run in runs for key in run.numbers()))
+    recorded = dict.fromkeys(key for run in runs for key in run.numbers() if key not in NO_CURVES)
+    quiet = [key for key in recorded if all(set(run.curve(key)[1]) <= {0} for run in runs)]
+    keys = [key for key in recorded if key not in quiet]
     named = dict(CURVES)
     charts = [_curve(runs, key, title) for key, title in CURVES if key in keys]
     if "logit_scale" in keys:
@@ -70,9 +74,10 @@ def training(runs: Sequence[Run]) -> str:
             what = {"loss": "Loss", "grad_norm": "Gradient norm", "weight": "Weight"}[prefix]
             if prefix != "weight" or any(len(set(run.curve(key)[1])) > 1 for run in runs):  # a constant is in the settings
                 charts.append(_curve(runs, key, f"{what} of {rest}"))
-        elif key not in named and key not in ("logit_scale", "samples", "eta_seconds"):
+        elif key not in named and key != "logit_scale":
             charts.append(_curve(runs, key, key))
-    return _charts(charts)
+    told = f'<p class="note">Always 0, and not drawn: {html.escape(", ".join(quiet))}.</p>' if quiet and charts else ""
+    return _charts(charts) + told
 
 
 def _curve(runs: Sequence[Run], key: str, title: str) -> str:
