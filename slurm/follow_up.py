@@ -43,7 +43,7 @@ def evaluate(cfg: RunConfig, here: Allocation, frozen: Frozen, site: str | None)
     note.write_text(json.dumps({"job": job}) + "\n", encoding="utf-8")
     output = (cfg.run_dir / "jobs").absolute() / f"evaluation-{job}.out"
     records.write(cfg.run_dir, Record(job, "evaluate", str(output)))
-    print(f"evaluation: job {job}, output {output}", flush=True)
+    print(f"evaluation: job {job}, output {cfg.run_dir / 'jobs' / output.name}", flush=True)
     return job
 
 
