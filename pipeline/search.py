@@ -9,7 +9,6 @@ The page shows the pictures, read from the shards; it needs no network and no se
 from __future__ import annotations
 
 import argparse
-import base64
 import html
 import json
 import sys
@@ -21,7 +20,6 @@ from typing import TYPE_CHECKING
 from pipeline.errors import DataError
 
 if TYPE_CHECKING:
-    from pipeline.data.samples import ShardSet
     from pipeline.vectors import Hit
 
 THUMBNAIL = 112
@@ -73,6 +71,7 @@ def look(vectors: Path, texts: Sequence[str], model: Path, count: int) -> dict[s
 def page(found: dict[str, list[Hit]]) -> str:
     """The pictures that were found, as a page of its own."""
     from pipeline.data.samples import ShardSet
+    from pipeline.eval.thumbnails import picture_link
 
     shards = {hit.shard: ShardSet.open(hit.shard) for hits in found.values() for hit in hits}
     places = {name: {opened.locate(i)[1]: i for i in range(len(opened))} for name, opened in shards.items()}
@@ -80,7 +79,7 @@ def page(found: dict[str, list[Hit]]) -> str:
     for text, hits in found.items():
         items = "".join(
             f'<figure><img width="{THUMBNAIL}" height="{THUMBNAIL}" alt="{html.escape(hit.caption)}" '
-            f'src="{_picture(shards[hit.shard], places[hit.shard][hit.key])}">'
+            f'src="{picture_link(shards[hit.shard].read(places[hit.shard][hit.key]).image, THUMBNAIL)}">'
             f'<figcaption class="note">{hit.cosine:.3f} · {html.escape(hit.caption)}</figcaption></figure>'
             for hit in hits
         )
@@ -91,21 +90,6 @@ def page(found: dict[str, list[Hit]]) -> str:
         f'<meta charset="utf-8"><meta name="viewport" content="width=device-width"><title>Found</title><style>{style}</style>'
     )
     return f'<!doctype html>\n<html lang="en"><head>{head}</head><body><h1>Found</h1>{"".join(parts)}</body></html>\n'
-
-
-def _picture(shards: ShardSet, index: int) -> str:
-    import io
-
-    import numpy as np
-    from PIL import Image
-
-    from pipeline.data.augment import decode, eval_view
-    from pipeline.vectors import MAX_IMAGE_PIXELS
-
-    view = eval_view(decode(shards.read(index).image, MAX_IMAGE_PIXELS), THUMBNAIL)
-    buffer = io.BytesIO()
-    Image.fromarray(np.asarray(view).transpose(1, 2, 0)).save(buffer, "WEBP", quality=85)
-    return "data:image/webp;base64," + base64.b64encode(buffer.getvalue()).decode()
 
 
 if __name__ == "__main__":

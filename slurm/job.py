@@ -67,17 +67,15 @@ class Job:
 
 @dataclass(frozen=True)
 class Place:
-    """One process among the job's: what submitit says about it."""
+    """One process among those of a job on this machine; on a cluster ``World.from_env`` reads Slurm's own variables."""
 
     rank: int
     size: int
     local_rank: int
     local_size: int
-    master_host: str
     master_port: int
-    under_slurm: bool
     threads: int | None = None
-    """Threads of the CPU operators, where the cores of a host are shared without a scheduler; None leaves it open."""
+    """Threads of the CPU operators; None leaves it open."""
 
 
 def parse_minutes(text: str) -> int:
@@ -97,7 +95,7 @@ def parse_minutes(text: str) -> int:
 
 
 def job_port(job_id: str) -> int:
-    """Rendezvous port of a Slurm job: jobs on one host get different ones; ``pretrain.sh`` has the same rule."""
+    """Rendezvous port of a Slurm job: jobs on one host get different ones."""
     digits = re.match(r"\d+", job_id)
     if not digits:
         raise LaunchError(f"cannot derive a port from the job id {job_id!r}: it does not start with a number")
@@ -107,20 +105,16 @@ def job_port(job_id: str) -> int:
 def rank_environment(inherited: Mapping[str, str], place: Place) -> dict[str, str]:
     """Variables of one training process: the inherited ones without leftovers of other launches, plus its place.
 
-    Outside Slurm's control (``under_slurm`` false) the ``SLURM_*`` variables go too: they describe the shell that the
-    launch was typed in, and ``World.from_env`` would rightly refuse the contradiction.
+    The ``SLURM_*`` variables go too: they describe the shell that the launch was typed in, and ``World.from_env`` would rightly
+    refuse the contradiction.
     """
-    env = {
-        key: value
-        for key, value in inherited.items()
-        if key not in LAUNCH_VARIABLES and (place.under_slurm or not key.startswith("SLURM_"))
-    }
+    env = {key: value for key, value in inherited.items() if key not in LAUNCH_VARIABLES and not key.startswith("SLURM_")}
     env |= {
         "RANK": str(place.rank),
         "WORLD_SIZE": str(place.size),
         "LOCAL_RANK": str(place.local_rank),
         "LOCAL_WORLD_SIZE": str(place.local_size),
-        "MASTER_ADDR": place.master_host,
+        "MASTER_ADDR": "127.0.0.1",
         "MASTER_PORT": str(place.master_port),
     }
     if place.threads is not None:
@@ -176,7 +170,7 @@ def local_lines(job: Job, port: int) -> list[str]:
     lines = []
     for rank in range(job.world_size):
         threads = threads_per_process(job.world_size)
-        place = Place(rank, job.world_size, rank, job.tasks_per_node, "127.0.0.1", port, False, threads)
+        place = Place(rank, job.world_size, rank, job.tasks_per_node, port, threads)
         variables = [f"{key}={value}" for key, value in rank_environment({}, place).items()]
         lines.append(" ".join(["env", *variables, shlex.join(job.command)]))
     return lines

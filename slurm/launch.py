@@ -182,7 +182,7 @@ def _frozen_task(job: Job) -> BatchTask:
 
 def run_debug(job: Job) -> int:
     """Run one process in this terminal, without submitit in between; returns its exit code."""
-    place = Place(0, 1, 0, 1, "127.0.0.1", free_port(), under_slurm=False)
+    place = Place(0, 1, 0, 1, free_port())
     return run_to_end(job.command, rank_environment(os.environ, place))
 
 

@@ -17,7 +17,7 @@ from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING
 
-from slurm.job import Place, job_port, rank_environment, threads_per_process
+from slurm.job import Place, rank_environment, threads_per_process
 
 if TYPE_CHECKING:
     from submitit.core.utils import JobPaths
@@ -25,29 +25,26 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class TrainTask:
-    """A picklable callable: run ``command`` as the rank that submitit's environment describes.
+    """A picklable callable: run ``command`` as the rank of this machine that submitit's environment describes.
 
-    ``port`` is the rendezvous port; None derives it from the Slurm job id.
+    ``port`` is where the ranks meet.
     """
 
     command: tuple[str, ...]
-    port: int | None = None
+    port: int
 
     def __call__(self) -> None:
         """Run the training, note its exit code in ``exit_file``, and end this process with it where it is not 0."""
         import submitit
 
         env = submitit.JobEnvironment()
-        under_slurm = env.cluster == "slurm"
         place = Place(
             rank=env.global_rank,
             size=env.num_tasks,
             local_rank=env.local_rank,
-            local_size=env.num_tasks // env.num_nodes,
-            master_host=env.hostnames[0] if under_slurm else "127.0.0.1",
-            master_port=self.port if self.port is not None else job_port(env.job_id),
-            under_slurm=under_slurm,
-            threads=None if under_slurm else threads_per_process(env.num_tasks),
+            local_size=env.num_tasks,
+            master_port=self.port,
+            threads=threads_per_process(env.num_tasks),
         )
         code = 1  # unless the training ends by itself
         try:

@@ -11,23 +11,19 @@ Shapes: N images, M captions, d = embedding width.
 
 from __future__ import annotations
 
-import base64
 import html
-import io
 from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
 import torch
-from PIL import Image
 from torch import Tensor
 
-from pipeline.data.augment import decode, eval_view
-from pipeline.data.evalset import MAX_IMAGE_PIXELS, EvalSet
+from pipeline.data.evalset import EvalSet
 from pipeline.dist import World
 from pipeline.eval.embed import Embeddings, embed_set
 from pipeline.eval.sheet import Found, search
 from pipeline.eval.target import load
+from pipeline.eval.thumbnails import picture_link
 
 MAPPED = 120
 """Pairs on the map: more would hide each other."""
@@ -127,8 +123,4 @@ def _caption(data: Embeddings, sample: int) -> str:
 
 
 def _thumbnail(seen: Seen, sample: int, size: int) -> str:
-    """A picture of the set as a data link."""
-    view = eval_view(decode(seen.evalset.shards.read(sample).image, MAX_IMAGE_PIXELS), size)
-    buffer = io.BytesIO()
-    Image.fromarray(np.asarray(view).transpose(1, 2, 0)).save(buffer, "WEBP", quality=80)
-    return "data:image/webp;base64," + base64.b64encode(buffer.getvalue()).decode()
+    return picture_link(seen.evalset.shards.read(sample).image, size)

@@ -34,7 +34,7 @@ ODD = dataclasses.replace(
 RECORDED = [("two_hosts.sh", JOB, 1), ("cpu.sh", PLAIN, 1), ("odd_characters.sh", ODD, 1), ("array.sh", JOB, 3)]
 """Files in ``recorded/``; rewrite them with ``python -m tests.slurm.test_job``, then read the difference."""
 
-PLACE = Place(rank=5, size=8, local_rank=1, local_size=4, master_host="n1", master_port=20_007, under_slurm=True)
+PLACE = Place(rank=5, size=8, local_rank=5, local_size=8, master_port=20_007)
 
 
 @pytest.mark.parametrize(
@@ -82,20 +82,18 @@ def test_a_rank_gets_its_place_and_no_leftovers() -> None:
     }
     assert rank_environment(inherited, PLACE) == {
         "HOME": "/somewhere",
-        "SLURM_PROCID": "5",
         "RANK": "5",
         "WORLD_SIZE": "8",
-        "LOCAL_RANK": "1",
-        "LOCAL_WORLD_SIZE": "4",
-        "MASTER_ADDR": "n1",
+        "LOCAL_RANK": "5",
+        "LOCAL_WORLD_SIZE": "8",
+        "MASTER_ADDR": "127.0.0.1",
         "MASTER_PORT": "20007",
     }
 
 
-def test_outside_slurm_its_variables_go_and_cores_are_shared() -> None:
-    here = dataclasses.replace(PLACE, under_slurm=False, threads=3)
-    env = rank_environment({"SLURM_STEP_ID": "0", "SLURM_PROCID": "0"}, here)
-    assert not [key for key in env if key.startswith("SLURM_")]
+def test_cores_are_shared_unless_the_shell_says_otherwise() -> None:
+    here = dataclasses.replace(PLACE, threads=3)
+    env = rank_environment({}, here)
     assert env["OMP_NUM_THREADS"] == "3"
     assert rank_environment({"OMP_NUM_THREADS": "1"}, here)["OMP_NUM_THREADS"] == "1", "the shell's choice stays"
 
