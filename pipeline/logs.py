@@ -17,6 +17,7 @@ import json
 import logging
 import math
 import os
+import secrets
 import sys
 from pathlib import Path
 from typing import Any
@@ -27,6 +28,9 @@ from pipeline.config import RunConfig
 from pipeline.dist import World
 
 METRICS = "metrics.jsonl"
+WANDB_ID = "wandb.id"
+WANDB_SECONDS = 30.0
+"""How long W&B may take to begin, and to finish, before training goes on without it."""
 LOGGER = "unisphere"
 
 
@@ -59,7 +63,7 @@ class MetricsLog:
         if cfg.log.tensorboard:
             self._views.append(_tensorboard_view(cfg, start_step, self._open))
         if cfg.log.wandb_project is not None:
-            self._views += _wandb_view(cfg.log.wandb_project, cfg, get_logger(world))
+            self._views += _wandb_view(cfg.log.wandb_project, cfg, start_step, self._logger, self._open)
         self._bar = tqdm(
             total=cfg.train.steps,
             initial=start_step,
@@ -197,8 +201,14 @@ def _tensorboard_view(cfg: RunConfig, start_step: int, opened: contextlib.ExitSt
     return to_tensorboard
 
 
-def _wandb_view(project: str, cfg: RunConfig, logger: logging.Logger) -> list[Any]:
-    """The W&B view, or nothing: a logging service that fails must not take the run with it."""
+def _wandb_view(
+    project: str, cfg: RunConfig, start_step: int, logger: logging.Logger, opened: contextlib.ExitStack
+) -> list[Any]:
+    """The W&B view, or nothing: a logging service that fails, or does not answer, must not take the run with it.
+
+    A run that goes on after ``start_step`` goes on at W&B too, under the name that its folder holds; one that starts over is a
+    new one there, as its ``metrics.jsonl`` is.
+    """
     try:
         import dataclasses
 
@@ -207,19 +217,40 @@ def _wandb_view(project: str, cfg: RunConfig, logger: logging.Logger) -> list[An
         run = wandb.init(
             project=project,
             name=cfg.name,
-            id=cfg.name,
+            id=_wandb_id(cfg.run_dir / WANDB_ID, start_step),
             resume="allow",
             dir=str(cfg.run_dir),
             config=dataclasses.asdict(cfg),
+            settings={"init_timeout": WANDB_SECONDS, "finish_timeout": WANDB_SECONDS},
         )
     except Exception as error:
         logger.warning("W&B is off for this run, training goes on: %s", error)
         return []
+    lost = False
 
     def to_wandb(step: int, values: dict[str, float]) -> None:
+        nonlocal lost
         try:
             run.log(values, step=step)
         except Exception as error:
-            logger.warning("W&B lost step %d, training goes on: %s", step, error)
+            if not lost:  # once: the next ones will fail for the same reason
+                logger.warning("W&B loses records from step %d on, training goes on: %s", step, error)
+            lost = True
 
+    def finish() -> None:
+        try:
+            run.finish()
+        except Exception as error:
+            logger.warning("W&B may lack the last records, training goes on: %s", error)
+
+    opened.callback(finish)
     return [to_wandb]
+
+
+def _wandb_id(path: Path, start_step: int) -> str:
+    """The name of this run at W&B: kept in the run's folder from its first step on."""
+    if start_step and path.exists():
+        return path.read_text(encoding="utf-8").strip()
+    new = secrets.token_hex(4)
+    path.write_text(new + "\n", encoding="utf-8")
+    return new

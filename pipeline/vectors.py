@@ -2,12 +2,13 @@
 
     OUT/img_emb/img_emb_0.npy         float16 or float32 [n, d], unit rows; one file per shard, in order
     OUT/text_emb/text_emb_0.npy       of each sample's first caption
-    OUT/metadata/metadata_0.parquet   key, shard, caption; .jsonl where pyarrow is not installed
-    OUT/rejects.jsonl                 samples that could not be used, with the reason
+    OUT/metadata/metadata_0.parquet   key (also as image_path), shard, caption; .jsonl where pyarrow is not installed
+    OUT/rejects/rejects_0.jsonl       samples that could not be used, with the reason; only of shards that have some
     OUT/embed.json                    which model, which shards
 
-A shard's files appear under their final names when they are complete, the metadata last; a shard whose metadata is there is not
-embedded again, so an interrupted run continues. Ranks take every W-th shard and never wait for each other.
+Numbers have as many digits as the last one needs, so that the order of names is the order of rows. A shard's files appear under
+their final names when they are complete, the metadata last; a shard whose metadata is there is not embedded again, so a run
+that was killed at any moment continues, and leaves the same bytes. Ranks take every W-th shard and never wait for each other.
 
     unisphere search OUT "a red car" --model MODEL        the images that lie nearest to a text
 """
@@ -77,14 +78,15 @@ def claim(out: Path, what: dict[str, Any]) -> None:
         if differing:
             raise DataError(f"{out} holds other embeddings ({', '.join(differing)} differ, see {path}); choose another folder")
         return
-    _publish(path, json.dumps(what, indent=1).encode() + b"\n")
+    _publish(path, json.dumps(what, indent=1).encode() + b"\n", str(os.getpid()))  # ranks may write it at the same time
 
 
 def embed_shard(subject: Subject, shards: ShardSet, number: int, out: Path, device: torch.device, dtype: str) -> str:
     """Write one shard's vectors and metadata unless they are there; returns a line for people."""
     import numpy as np
 
-    if any((out / "metadata" / f"metadata_{number}{suffix}").exists() for suffix in (".parquet", ".jsonl")):
+    digits = f"{number:0{len(str(len(shards.sources) - 1))}}"
+    if any((out / "metadata" / f"metadata_{digits}{suffix}").exists() for suffix in (".parquet", ".jsonl")):
         return "done before"
     first = int(shards.counts[:number].sum())
     batch = _Batch(subject, device)
@@ -94,12 +96,13 @@ def embed_shard(subject: Subject, shards: ShardSet, number: int, out: Path, devi
             rejected.append(reason)
     image_nd, text_nd = batch.vectors()
     for name, rows_nd in (("img_emb", image_nd), ("text_emb", text_nd)):
-        _publish(out / name / f"{name}_{number}.npy", _npy(rows_nd.astype(np.dtype(dtype))))
+        _publish(out / name / f"{name}_{digits}.npy", _npy(rows_nd.astype(np.dtype(dtype))))
     if rejected:
-        with (out / "rejects.jsonl").open("a", encoding="utf-8") as file:
-            file.write("".join(json.dumps(reason) + "\n" for reason in rejected))
-    _write_metadata(out / "metadata" / f"metadata_{number}", batch.rows)
-    return f"{len(batch.rows)} samples" + (f", {len(rejected)} could not be used (rejects.jsonl)" if rejected else "")
+        (out / "rejects").mkdir(exist_ok=True)
+        lines = "".join(json.dumps(reason) + "\n" for reason in rejected)
+        _publish(out / "rejects" / f"rejects_{digits}.jsonl", lines.encode())
+    _write_metadata(out / "metadata" / f"metadata_{digits}", batch.rows)
+    return f"{len(batch.rows)} samples" + (f", {len(rejected)} could not be used (rejects/)" if rejected else "")
 
 
 class _Batch:
@@ -126,7 +129,7 @@ class _Batch:
             return {"shard": shard, "key": key, "cause": bad.drop.cause, "detail": bad.drop.detail}
         caption = sample.captions[0] if sample.captions else ""
         self._captions.append(caption)
-        self.rows.append({"key": sample.key, "shard": sample.shard, "caption": caption})
+        self.rows.append({"image_path": sample.key, "key": sample.key, "shard": sample.shard, "caption": caption})
         if len(self._views) == FORWARD_ROWS:
             self._run()
         return None
@@ -175,15 +178,15 @@ def search(out: Path, query_d: npt.NDArray[np.float32], count: int) -> list[Hit]
     """
     import numpy as np
 
-    best: list[tuple[float, int, int]] = []
-    numbers = sorted(int(path.stem.rpartition("_")[2]) for path in (out / "metadata").glob("metadata_*.*"))
+    best: list[tuple[float, str, int]] = []
+    numbers = sorted((path.stem.rpartition("_")[2] for path in (out / "metadata").glob("metadata_*.*")), key=int)
     if not numbers:
         raise DataError(f"{out} holds no embeddings; make them with: unisphere embed MODEL SHARDS {out}")
     for number in numbers:
         rows_nd = np.load(out / "img_emb" / f"img_emb_{number}.npy", mmap_mode="r", allow_pickle=False)
         score_n = rows_nd.astype(np.float32) @ query_d
         nearest = np.argsort(-score_n, kind="stable")[:count]
-        best = sorted([*best, *((-float(score_n[row]), number, int(row)) for row in nearest)])[:count]
+        best = sorted([*best, *((-float(score_n[row]), number, int(row)) for row in nearest)], key=_by_score)[:count]
     hits = []
     for score, number, row in best:
         known = read_metadata(out, number)[row]
@@ -191,8 +194,13 @@ def search(out: Path, query_d: npt.NDArray[np.float32], count: int) -> list[Hit]
     return hits
 
 
-def read_metadata(out: Path, number: int) -> list[dict[str, str]]:
-    """Key, shard and caption of each row of one shard."""
+def _by_score(found: tuple[float, str, int]) -> tuple[float, int, int]:
+    score, number, row = found
+    return score, int(number), row
+
+
+def read_metadata(out: Path, number: str) -> list[dict[str, str]]:
+    """Key, shard and caption of each row of one shard; ``number`` as the files' names have it."""
     path = out / "metadata" / f"metadata_{number}.parquet"
     if path.exists():
         import pyarrow.parquet
@@ -223,15 +231,15 @@ def _npy(rows_nd: npt.NDArray[Any]) -> bytes:
     return buffer.getvalue()
 
 
-def _publish(path: Path, data: bytes) -> None:
-    with _partial(path) as partial:
+def _publish(path: Path, data: bytes, writer: str = "partial") -> None:
+    with _partial(path, writer) as partial:
         partial.write_bytes(data)
 
 
 @contextlib.contextmanager
-def _partial(path: Path) -> Iterator[Path]:
-    """A file to write; it gets its final name when it is complete."""
-    partial = path.with_name(f".{path.name}-{os.getpid()}")
+def _partial(path: Path, writer: str = "partial") -> Iterator[Path]:
+    """A file to write; it gets its final name when it is complete. What a killed run left is written over."""
+    partial = path.with_name(f".{path.name}-{writer}")
     try:
         yield partial
         partial.replace(path)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import sys
 import types
@@ -11,9 +12,10 @@ from typing import Any
 import pytest
 
 from pipeline import logs
-from pipeline.config import RunConfig
+from pipeline.config import RunConfig, dump
 from pipeline.dist import World
 from tests.distributed import run_ranks
+from tests.peers import run_peer
 from tests.runs import run_config
 
 VALUES = {"loss": 1.5, "lr": 0.1}
@@ -69,14 +71,17 @@ def test_tensorboard_gets_the_same_scalars(tmp_path: Path) -> None:
     assert [(event.step, event.value) for event in events.Scalars("loss")] == [(3, 1.5)]
 
 
-@pytest.mark.parametrize("fails_at", ["import", "init", "log"])
+@pytest.mark.parametrize("fails_at", ["import", "init", "log", "finish"])
 def test_a_failing_wandb_is_reported_and_never_fatal(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fails_at: str) -> None:
-    """A stand-in package whose service is down at one of the three moments."""
+    """A stand-in package whose service is down at one of the four moments."""
 
     def down(*_: Any, **__: Any) -> None:
         raise ConnectionError("the service is down")
 
-    run = types.SimpleNamespace(log=down)
+    def up(*_: Any, **__: Any) -> None:
+        return None
+
+    run = types.SimpleNamespace(log=down if fails_at == "log" else up, finish=down if fails_at == "finish" else up)
     package = types.SimpleNamespace(init=down if fails_at == "init" else lambda **_: run)
     monkeypatch.setitem(sys.modules, "wandb", None if fails_at == "import" else package)
     said: list[str] = []
@@ -86,9 +91,85 @@ def test_a_failing_wandb_is_reported_and_never_fatal(tmp_path: Path, monkeypatch
     cfg = config(tmp_path, log__wandb_project="p")
     log = logs.MetricsLog(cfg, World(), 0)
     log.record(1, VALUES)
+    log.record(2, VALUES)
     log.close()
-    assert len(said) == 1 and "training goes on" in said[0]
-    assert logs.read_metrics(cfg.run_dir / logs.METRICS) == [{"step": 1, **VALUES}]
+    assert len(said) == 1 and "training goes on" in said[0], "said once, not at every record"
+    assert logs.read_metrics(cfg.run_dir / logs.METRICS) == [{"step": 1, **VALUES}, {"step": 2, **VALUES}]
+
+
+def test_wandb_gets_the_same_scalars_and_goes_on_with_the_same_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A stand-in package that remembers: two processes of one run, then a run that starts over."""
+    begun: list[dict[str, Any]] = []
+    logged: list[tuple[int, dict[str, float]]] = []
+    ended: list[bool] = []
+
+    def init(**given: Any) -> Any:
+        begun.append(given)
+        log = lambda values, step: logged.append((step, values))  # noqa: E731
+        return types.SimpleNamespace(log=log, finish=lambda: ended.append(True))
+
+    monkeypatch.setitem(sys.modules, "wandb", types.SimpleNamespace(init=init))
+    cfg = config(tmp_path, log__wandb_project="p")
+    for start, step in ((0, 1), (1, 2), (0, 1)):
+        log = logs.MetricsLog(cfg, World(), start)
+        log.record(step, VALUES)
+        log.close()
+    assert logged == [(1, VALUES), (2, VALUES), (1, VALUES)]
+    assert len(ended) == 3
+    assert begun[0]["id"] == begun[1]["id"] != begun[2]["id"], "resumed, and then started over"
+    assert all(given["project"] == "p" and given["name"] == "run" and given["resume"] == "allow" for given in begun)
+    assert begun[0]["config"]["train"]["steps"] == 10
+    assert all(given["settings"]["init_timeout"] <= 60 for given in begun), "a service that is away holds nothing up for long"
+
+
+OFFLINE = """
+import glob, json, sys
+from pathlib import Path
+from pipeline import logs
+from pipeline.config import load
+from pipeline.dist import World
+cfg = load(Path(sys.argv[1]))
+for start, steps in ((0, (1, 2)), (2, (3,))):
+    log = logs.MetricsLog(cfg, World(), start)
+    for step in steps:
+        log.record(step, {"loss": 5.0 - step, "lr": 0.1})
+    log.close()
+from wandb.proto import wandb_internal_pb2
+
+def records(data):  # LevelDB's log format after a header of 7 bytes: blocks of 32 KiB with pieces (sum 4, length 2, type 1)
+    place, whole = 7, b""
+    while place + 7 <= len(data):
+        if 32768 - place % 32768 < 7:
+            place += 32768 - place % 32768
+        length, kind = int.from_bytes(data[place + 4 : place + 6], "little"), data[place + 6]
+        whole += data[place + 7 : place + 7 + length]
+        place += 7 + length
+        if kind in (1, 4):  # complete, or the last piece
+            yield whole
+            whole = b""
+
+for path in sorted(glob.glob(str(cfg.run_dir / "wandb" / "offline-run-*" / "*.wandb"))):
+    ident, rows = "", []
+    for piece in records(Path(path).read_bytes()):
+        record = wandb_internal_pb2.Record()
+        record.ParseFromString(piece)
+        ident = record.run.run_id or ident
+        if record.HasField("history"):
+            items = {item.key or "/".join(item.nested_key): json.loads(item.value_json) for item in record.history.item}
+            rows.append([items["_step"], items["loss"], items["lr"]])
+    print(json.dumps([ident, rows]))
+"""
+
+
+@pytest.mark.slow  # needs the peers' environment, which `make test-slow` builds
+def test_wandb_itself_keeps_the_run_without_a_network(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    cfg = config(tmp_path, log__wandb_project="p")
+    (tmp_path / "config.yaml").write_text(dump(cfg))
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    printed = run_peer(OFFLINE, str(tmp_path / "config.yaml"))
+    found = [json.loads(line) for line in printed.splitlines() if line.startswith("[")]
+    assert [rows for _, rows in found] == [[[1, 4.0, 0.1], [2, 3.0, 0.1]], [[3, 2.0, 0.1]]]
+    assert found[0][0] == found[1][0] == (cfg.run_dir / logs.WANDB_ID).read_text().strip(), "one run in two parts"
 
 
 def full_disk(world: World, path: Path) -> tuple[list[str], list[str]]:

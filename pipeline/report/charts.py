@@ -1,39 +1,54 @@
-"""Pictures of numbers as SVG inside a page: lines, bars, and points with intervals.
+"""Pictures of numbers as SVG inside a page: lines, steps, and reliability; ``panels`` has those without an x axis of numbers.
 
     lines("Loss", [Series("clip", [0, 10], [4.1, 3.2])], x="step")
 
 A chart is a ``<figure>`` with a heading, the picture, a legend, and a link that saves its data as CSV. Colours are variables of
-the page, so that light, dark and paper need no other picture; series differ in dash as well as in colour. For those who
-cannot see it, the picture has a description that says where each series starts, ends, and lies.
+the page, so that light, dark and paper need no other picture; series differ in dash and marker as well as in colour. For those
+who cannot see it, the picture has a name and a description that says where each series starts, ends, and lies.
 """
 
 from __future__ import annotations
 
+import csv
 import html
+import io
 import math
 import urllib.parse
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
-WIDTH, HEIGHT = 420, 230
-LEFT, RIGHT, TOP, BOTTOM = 54, 12, 12, 34
-DASHES = ("", "6 3", "2 3", "8 3 2 3", "1 2", "12 4")
+WIDTH, HEIGHT = 400, 236
+LEFT, RIGHT, TOP, BOTTOM = 58, 12, 12, 40
+DASHES = ("", "7 3", "2 3", "9 3 2 3", "1 3", "14 4")
 COLOURS = 6
 """Series colours that the page's style sheet defines: --c0 to --c5."""
+FEW = 40
+"""Up to so many points each gets its marker; of more, some do where there are several series to tell apart."""
 
 
 @dataclass(frozen=True)
 class Series:
-    """One line or one row of points; ``low`` and ``high`` are the ends of intervals."""
+    """One line or one row of points; ``low`` and ``high`` are the ends of intervals, ``count`` what a point stands for."""
 
     name: str
     x: Sequence[float]
     y: Sequence[float]
     low: Sequence[float] = ()
     high: Sequence[float] = ()
+    count: Sequence[float] = ()
 
 
-def lines(title: str, series: Sequence[Series], *, x: str, note: str = "", zero: bool = False) -> str:
+@dataclass(frozen=True)
+class Mark:
+    """Something that happened at a place of the x axis."""
+
+    x: float
+    what: str
+
+
+def lines(
+    title: str, series: Sequence[Series], *, x: str, note: str = "", marks: Sequence[Mark] = (), diagonal: bool = False
+) -> str:
     """Lines over a common x axis; an empty string where there is nothing to draw.
 
     Args:
@@ -41,25 +56,31 @@ def lines(title: str, series: Sequence[Series], *, x: str, note: str = "", zero:
         series: at most six are told apart.
         x: what the horizontal axis is.
         note: a sentence below the picture.
-        zero: let the vertical axis include 0.
+        marks: drawn as vertical lines.
+        diagonal: both axes go from 0 to 1, and a faint line joins their ends.
     """
     drawn = [s for s in (_finite(one) for one in series) if s.x]
     if not drawn:
         return ""
-    across = _Axis.over([value for s in drawn for value in s.x], LEFT, WIDTH - RIGHT)
-    values = [value for s in drawn for value in (*s.y, *s.low, *s.high)] + ([0.0] if zero else [])
-    up = _Axis.over(values, HEIGHT - BOTTOM, TOP, padded=True)
+    ends = [0.0, 1.0] if diagonal else []
+    across = Axis.over([*ends, *(value for s in drawn for value in s.x)], LEFT, WIDTH - RIGHT)
+    up = Axis.over([*ends, *(value for s in drawn for value in (*s.y, *s.low, *s.high))], HEIGHT - BOTTOM, TOP, padded=True)
     shapes = [_grid(across, up, x)]
+    if diagonal:
+        shapes.append(f'<path class="aside" d="M{across(0):.1f} {up(0):.1f}L{across(1):.1f} {up(1):.1f}"/>')
+    for mark in marks:
+        place = f"M{across(mark.x):.1f} {TOP}V{HEIGHT - BOTTOM}"
+        shapes.append(f'<path class="aside" d="{place}"><title>{html.escape(mark.what)}</title></path>')
     for number, s in enumerate(drawn):
-        style = f'class="line" style="stroke:var(--c{number % COLOURS})" stroke-dasharray="{DASHES[number % len(DASHES)]}"'
         points = " ".join(f"{across(a):.1f},{up(b):.1f}" for a, b in zip(s.x, s.y, strict=True))
-        shapes.append(f'<polyline {style} points="{points}"/>' if len(s.x) > 1 else "")
-        if len(s.x) <= 40:
-            dots = (f'<circle cx="{across(a):.1f}" cy="{up(b):.1f}" r="2.6"/>' for a, b in zip(s.x, s.y, strict=True))
-            shapes.append(f'<g style="fill:var(--c{number % COLOURS})">{"".join(dots)}</g>')
+        shapes.append(f"<polyline {stroke(number)} points='{points}'/>" if len(s.x) > 1 else "")
+        colour = f"stroke:var(--c{number % COLOURS})"
         for a, low, high in zip(s.x, s.low, s.high, strict=False):
-            shapes.append(f'<path {style} d="M{across(a):.1f} {up(low):.1f}V{up(high):.1f}"/>')
-    return _figure(title, "".join(shapes), drawn, x, note)
+            shapes.append(f'<path class="line" style="{colour}" d="M{across(a):.1f} {up(low):.1f}V{up(high):.1f}"/>')
+        shapes.append(_markers(number, s, across, up, x, several=len(drawn) > 1))
+    return figure(
+        title, "".join(shapes), describe(drawn, x, marks), rows(drawn, x), legend=legend([s.name for s in drawn]), note=note
+    )
 
 
 def bars(title: str, series: Sequence[Series], *, x: str, note: str = "") -> str:
@@ -68,42 +89,44 @@ def bars(title: str, series: Sequence[Series], *, x: str, note: str = "") -> str
     if not drawn:
         return ""
     width = drawn[0].x[1] - drawn[0].x[0]
-    across = _Axis.over([*drawn[0].x, drawn[0].x[-1] + width], LEFT, WIDTH - RIGHT)
-    up = _Axis.over([0.0, *(value for s in drawn for value in s.y)], HEIGHT - BOTTOM, TOP)
+    across = Axis.over([*drawn[0].x, drawn[0].x[-1] + width], LEFT, WIDTH - RIGHT)
+    up = Axis.over([0.0, *(value for s in drawn for value in s.y)], HEIGHT - BOTTOM, TOP)
     shapes = [_grid(across, up, x)]
     for number, s in enumerate(drawn):
         outline = f"M{across(s.x[0]):.1f} {up(0):.1f}" + "".join(
             f"V{up(b):.1f}H{across(a + width):.1f}" for a, b in zip(s.x, s.y, strict=True)
         )
-        style = f"stroke:var(--c{number % COLOURS});fill:var(--c{number % COLOURS});fill-opacity:.22"
-        shapes.append(f'<path class="line" style="{style}" d="{outline}V{up(0):.1f}Z"/>')
-    return _figure(title, "".join(shapes), drawn, x, note)
+        shapes.append(f'<path style="fill:var(--c{number % COLOURS});fill-opacity:.2" d="{outline}V{up(0):.1f}Z"/>')
+        shapes.append(f'<path {stroke(number)} d="{outline}V{up(0):.1f}"/>')
+    return figure(title, "".join(shapes), describe(drawn, x), rows(drawn, x), legend=legend([s.name for s in drawn]), note=note)
 
 
 def reliability(title: str, series: Sequence[Series], *, note: str = "") -> str:
     """Accuracy over confidence, with the diagonal on which both agree."""
-    diagonal = Series("confidence = accuracy", [0.0, 1.0], [0.0, 1.0])
-    return lines(title, [*series, diagonal], x="mean confidence", note=note, zero=True)
+    return lines(title, series, x="mean confidence", note=note, diagonal=True)
 
 
 # ---- the parts of a picture ----
 
 
-class _Axis:
+class Axis:
     """From values to places of the picture, with ticks at round numbers."""
 
     def __init__(self, low: float, high: float, first: float, last: float) -> None:
+        """``low`` and ``high`` lie at the places ``first`` and ``last``."""
         self.low, self.high, self._first, self._last = low, high, first, last
 
     @staticmethod
-    def over(values: Sequence[float], first: float, last: float, padded: bool = False) -> _Axis:
+    def over(values: Sequence[float], first: float, last: float, padded: bool = False) -> Axis:
+        """The axis on which all ``values`` have room."""
         low, high = min(values), max(values)
         if high - low < 1e-12 * max(1.0, abs(high)):
             low, high = low - (abs(low) or 1.0) * 0.05, high + (abs(high) or 1.0) * 0.05
         room = 0.06 * (high - low) if padded else 0.0
-        return _Axis(low - room, high + room, first, last)
+        return Axis(low - room, high + room, first, last)
 
     def __call__(self, value: float) -> float:
+        """The place of a value."""
         return self._first + (value - self.low) / (self.high - self.low) * (self._last - self._first)
 
     def ticks(self, count: int = 5) -> list[float]:
@@ -115,58 +138,111 @@ class _Axis:
         return [round(step * number, 12) for number in range(first, math.floor(self.high / step + 1e-9) + 1)]
 
 
-def _grid(across: _Axis, up: _Axis, x: str) -> str:
+def _grid(across: Axis, up: Axis, x: str) -> str:
     parts = []
     for value in up.ticks():
         parts.append(f'<path class="grid" d="M{LEFT} {up(value):.1f}H{WIDTH - RIGHT}"/>')
-        parts.append(f'<text x="{LEFT - 6}" y="{up(value) + 3.5:.1f}" text-anchor="end">{number(value)}</text>')
-    for value in across.ticks(6):
-        parts.append(f'<path class="grid" d="M{across(value):.1f} {HEIGHT - BOTTOM}v4"/>')
-        anchor = "end" if across(value) > WIDTH - RIGHT - 14 else "middle"
-        place = f'x="{across(value):.1f}" y="{HEIGHT - BOTTOM + 15}" text-anchor="{anchor}"'
+        parts.append(f'<text x="{LEFT - 7}" y="{up(value) + 4.5:.1f}" text-anchor="end">{number(value)}</text>')
+    for value in across.ticks(5):
+        parts.append(f'<path class="grid" d="M{across(value):.1f} {HEIGHT - BOTTOM}v5"/>')
+        anchor = "end" if across(value) > WIDTH - RIGHT - 18 else "middle"
+        place = f'x="{across(value):.1f}" y="{HEIGHT - BOTTOM + 18}" text-anchor="{anchor}"'
         parts.append(f"<text {place}>{number(value)}</text>")
-    label = f'<text x="{WIDTH - RIGHT}" y="{HEIGHT - 3}" text-anchor="end">{html.escape(x)}</text>'
-    return f'<g aria-hidden="true">{"".join(parts)}{label}</g>'
+    label = f'<text x="{WIDTH - RIGHT}" y="{HEIGHT - 5}" text-anchor="end">{html.escape(x)}</text>'
+    return f"<g>{''.join(parts)}{label}</g>"
 
 
-def _figure(title: str, shapes: str, series: Sequence[Series], x: str, note: str) -> str:
-    keys = "".join(f"<li>{_key(i)}{html.escape(s.name)}</li>" for i, s in enumerate(series))
-    legend = f'<ul class="legend">{keys}</ul>' if len(series) > 1 else ""
-    below = f'<p class="note">{html.escape(note)}</p>' if note else ""
-    words = html.escape(description(title, series, x))
-    link = f'download="{html.escape(file_name(title))}" href="{csv_link(series, x)}" aria-label="CSV of {html.escape(title)}"'
-    return (
-        f'<figure class="chart"><figcaption>{html.escape(title)}</figcaption>'
-        f'<svg role="img" viewBox="0 0 {WIDTH} {HEIGHT}" aria-label="{words}">{shapes}</svg>{legend}{below}'
-        f'<a class="csv" {link}>CSV</a></figure>'
+def stroke(number: int) -> str:
+    """Attributes of the line of a series."""
+    return f'class="line" style="stroke:var(--c{number % COLOURS})" stroke-dasharray="{DASHES[number % len(DASHES)]}"'
+
+
+def marker(number: int, x: float, y: float, size: float = 3.2) -> str:
+    """The path of a series' marker: disc, square, triangle, diamond, and both triangles' mirror images."""
+    r = size
+    shapes = (
+        f"M{x - r:.1f} {y:.1f}a{r:.1f} {r:.1f} 0 1 0 {2 * r:.1f} 0a{r:.1f} {r:.1f} 0 1 0 {-2 * r:.1f} 0z",
+        f"M{x - r:.1f} {y - r:.1f}h{2 * r:.1f}v{2 * r:.1f}h{-2 * r:.1f}z",
+        f"M{x:.1f} {y - 1.3 * r:.1f}l{1.2 * r:.1f} {2.2 * r:.1f}h{-2.4 * r:.1f}z",
+        f"M{x:.1f} {y - 1.4 * r:.1f}l{1.4 * r:.1f} {1.4 * r:.1f}l{-1.4 * r:.1f} {1.4 * r:.1f}l{-1.4 * r:.1f} {-1.4 * r:.1f}z",
+        f"M{x:.1f} {y + 1.3 * r:.1f}l{1.2 * r:.1f} {-2.2 * r:.1f}h{-2.4 * r:.1f}z",
+        f"M{x + 1.3 * r:.1f} {y:.1f}l{-2.2 * r:.1f} {1.2 * r:.1f}v{-2.4 * r:.1f}z",
     )
+    return shapes[number % len(shapes)]
+
+
+def _markers(index: int, s: Series, across: Axis, up: Axis, x: str, several: bool) -> str:
+    chosen: Iterable[int] = range(len(s.x))
+    if len(s.x) > FEW:
+        chosen = [(2 * i + 1) * len(s.x) // 12 for i in range(6)] if several else ()
+    most = max(s.count, default=1.0) or 1.0
+    parts = []
+    for i in chosen:
+        size = 1.6 + 4.4 * math.sqrt(s.count[i] / most) if s.count else 3.2
+        words = f"{s.name}: {number(s.y[i])} at {x} {number(s.x[i])}" + (f" ({number(s.count[i])})" if s.count else "")
+        parts.append(f'<path d="{marker(index, across(s.x[i]), up(s.y[i]), size)}"><title>{html.escape(words)}</title></path>')
+    return f'<g style="fill:var(--c{index % COLOURS})">{"".join(parts)}</g>' if parts else ""
+
+
+def legend(names: Sequence[str]) -> str:
+    """What the lines are, where there is more than one."""
+    keys = "".join(f"<li>{_key(i)}{html.escape(name)}</li>" for i, name in enumerate(names))
+    return f'<ul class="legend">{keys}</ul>' if len(names) > 1 else ""
 
 
 def _key(number: int) -> str:
-    dash, colour = DASHES[number % len(DASHES)], number % COLOURS
-    line = f'<path class="line" d="M1 4H25" style="stroke:var(--c{colour})" stroke-dasharray="{dash}"/>'
-    return f'<svg aria-hidden="true" width="26" height="8">{line}</svg>'
+    mark = f'<path style="fill:var(--c{number % COLOURS})" d="{marker(number, 15, 6)}"/>'
+    return f'<svg aria-hidden="true" width="30" height="12"><path {stroke(number)} d="M1 6H29"/>{mark}</svg>'
 
 
-def description(title: str, series: Sequence[Series], x: str) -> str:
+def figure(
+    title: str,
+    shapes: str,
+    words: str,
+    data: Sequence[Sequence[object]],
+    *,
+    size: tuple[float, float] = (WIDTH, HEIGHT),
+    legend: str = "",
+    note: str = "",
+    kind: str = "chart",
+) -> str:
+    """A picture with its name, its description, what is said below it, and its data (the first row names the columns)."""
+    below = f'<p class="note">{html.escape(note)}</p>' if note else ""
+    frame = f'viewBox="0 0 {size[0]:.0f} {size[1]:.0f}" style="max-width:{1.25 * size[0]:.0f}px"'
+    said = f"<title>{html.escape(title)}</title><desc>{html.escape(words)}</desc>"
+    picture = f'<svg role="img" {frame}>{said}{shapes}</svg>'
+    caption = f"<figcaption>{html.escape(title)}</figcaption>"
+    return f'<figure class="{kind}">{caption}{picture}{legend}{below}{link(title, data)}</figure>'
+
+
+def link(title: str, data: Sequence[Sequence[object]]) -> str:
+    """Data as a link that a browser saves as CSV; nothing is fetched."""
+    text = io.StringIO()
+    csv.writer(text, lineterminator="\n").writerows([f"{v:.9g}" if isinstance(v, float) else v for v in row] for row in data)
+    address = "data:text/csv;charset=utf-8," + urllib.parse.quote(text.getvalue())
+    return f'<a class="csv" download="{file_name(title)}" href="{address}" aria-label="CSV of {html.escape(title)}">CSV</a>'
+
+
+def describe(series: Sequence[Series], x: str, marks: Sequence[Mark] = ()) -> str:
     """The picture in words."""
     parts = [
         f"{s.name}: from {number(s.y[0])} at {x} {number(s.x[0])} to {number(s.y[-1])} at {number(s.x[-1])}, "
         f"between {number(min(s.y))} and {number(max(s.y))}"
+        if len(s.x) > 1
+        else f"{s.name}: {number(s.y[0])} at {x} {number(s.x[0])}"
         for s in series
     ]
-    return f"{title}. " + "; ".join(parts)
+    return "; ".join([*parts, *(mark.what for mark in marks)]) + "."
 
 
-def csv_link(series: Sequence[Series], x: str) -> str:
-    """The data as a link that a browser saves; nothing is fetched."""
-    rows = [f"series,{x},value,low,high"]
+def rows(series: Sequence[Series], x: str) -> list[list[object]]:
+    """The data of series, names of columns first."""
+    table: list[list[object]] = [["series", x, "value", "low", "high", "count"]]
     for s in series:
-        name = '"' + s.name.replace('"', '""') + '"'
+        extra = (s.low, s.high, s.count)
         for i, (a, b) in enumerate(zip(s.x, s.y, strict=True)):
-            ends = f"{s.low[i]:.9g},{s.high[i]:.9g}" if i < len(s.low) else ","
-            rows.append(f"{name},{a:.9g},{b:.9g},{ends}")
-    return "data:text/csv;charset=utf-8," + urllib.parse.quote("\n".join(rows) + "\n")
+            table.append([s.name, float(a), float(b), *(float(e[i]) if i < len(e) else "" for e in extra)])
+    return table
 
 
 def file_name(title: str) -> str:
@@ -187,7 +263,7 @@ def number(value: float) -> str:
 
 
 def _finite(series: Series) -> Series:
-    """Without points that cannot be drawn; intervals stay only where all points do."""
+    """Without points that cannot be drawn; intervals and counts stay only where all points do."""
     keep = [i for i, (a, b) in enumerate(zip(series.x, series.y, strict=True)) if math.isfinite(a) and math.isfinite(b)]
     if len(keep) == len(series.x):
         return series

@@ -8,14 +8,14 @@ run.newest("eval-style")["zero_shot"]["accuracy@1"]
 from __future__ import annotations
 
 import json
-import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from pipeline import strict
 from pipeline.errors import DataError
-from pipeline.eval.evaluate import read_results
+from pipeline.eval.results import read_results
 from pipeline.logs import METRICS, read_metrics
 
 MAX_POINTS = 300
@@ -48,6 +48,11 @@ class Run:
         groups = [points[start : start + stretch] for start in range(0, len(points), max(1, stretch))]
         steps = [sum(step for step, _ in group) / len(group) for group in groups]
         return steps, [sum(value for _, value in group) / len(group) for group in groups]
+
+    def turns(self) -> list[tuple[str, int]]:
+        """Where it did not simply go on: what happened, and after which step."""
+        words = {"resume": "resumed", "rollback": "went back"}
+        return [(words[event["event"]], event["step"]) for event in self.events if event["event"] in words and "step" in event]
 
     def sets(self) -> list[str]:
         """Names of the sets it was evaluated on."""
@@ -94,11 +99,6 @@ def _lines(path: Path) -> list[dict[str, Any]]:
         raise DataError(f"{path} cannot be read: {error}") from error
 
 
-def beyond_noise(left: dict[str, Any], right: dict[str, Any], rate: str, interval: str) -> bool:
-    """Whether two measured rates differ by more than the choice of test samples explains, at the level of their intervals.
-
-    The half-widths of two independent intervals add like standard errors: in squares.
-    """
-    widths = [(group[interval][1] - group[interval][0]) / 2 for group in (left, right)]
-    difference: float = abs(left[rate] - right[rate])
-    return difference > math.hypot(*widths)
+def sets_of(runs: Sequence[Run]) -> list[str]:
+    """Names of the sets that any of the runs was evaluated on."""
+    return list(dict.fromkeys(name for run in runs for name in run.sets()))
