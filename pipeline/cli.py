@@ -35,7 +35,7 @@ COMMANDS = {
     "embed": Command("pipeline.vectors", "shards to embedding files that faiss and clip-retrieval read"),
     "search": Command("pipeline.search", "find images by text among embedded shards"),
     "report": Command("pipeline.report.main", "a page about one or several runs: curves, results, geometry, pictures"),
-    "export": Command("pipeline.export", "write a model folder that open_clip loads"),
+    "export": Command("pipeline.export", "write a trained model for open_clip, transformers and onnxruntime"),
     "weights": Command("pipeline.weights", "make files of weights to start a run from"),
     "bench-loader": Command("pipeline.bench_loader", "measure how fast a core makes a run's batches, and if that is enough"),
     "launch": Command("slurm.launch", "start a training on several processes here, or on a Slurm cluster"),

@@ -13,12 +13,11 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file, save_file
 
-from pipeline import export as export_module
 from pipeline.checkpoint import file_sha256
 from pipeline.config import RunConfig
 from pipeline.data.augment import eval_view, normalise
 from pipeline.errors import CheckpointError, ConfigError, ExportError
-from pipeline.export import export, main
+from pipeline.export import export, main, open_clip_folder
 from pipeline.models import clip
 from pipeline.models.clip import ClipModel
 from pipeline.models.names import to_open_clip
@@ -165,7 +164,7 @@ def test_the_check_of_features_can_fail(tmp_path: Path) -> None:
     weights["text.text_projection"] = weights["text.text_projection"].flip(1)
     save_file(weights, out / "open_clip_model.safetensors")
     with pytest.raises(ExportError, match="open_clip computes other features from the export"):
-        export_module._check_features(out, trained)
+        open_clip_folder.check_features(out, trained)
 
 
 def test_places_without_a_model_are_named(tmp_path: Path) -> None:

@@ -3,11 +3,12 @@
     state = read(Path("ViT-B-32.safetensors"))                  # tensors by our names
     load(clip, Path("open_clip_model.safetensors"))             # every tensor of the towers, all names and shapes matching
     load(clip, path, fresh_projections=True)                    # all but the projections (contrastive-gap protocol)
+    load(clip, Path("clip-vit-base-patch32"))                   # a folder, of open_clip's layout or Hugging Face's
     load_tower(clip, "visual", Path("efficientnet_lite0.safetensors"))
     blend([theirs, ours], [0.5, 0.5])                           # WiSE-FT, model soups
 
 Files are ``.safetensors``, or ``.pt`` / ``.pth`` / ``.bin`` state dicts that torch reads with ``weights_only=True``: no file
-can run code here. Layouts: our own, open_clip's two, and OpenAI's state dict.
+can run code here. Layouts: our own, open_clip's two, OpenAI's state dict, and Hugging Face's ``CLIPModel`` and dual encoder.
 """
 
 from __future__ import annotations
@@ -20,9 +21,12 @@ from typing import Any
 import torch
 from open_clip.model import resize_pos_embed
 from open_clip.timm_model import TimmModel
+from open_clip.transformer import QuickGELU
 from torch import Tensor
 
-from pipeline.errors import ConfigError
+from pipeline.errors import CheckpointError, ConfigError
+from pipeline.models import folders
+from pipeline.models.hf_names import from_hugging_face, is_hugging_face
 from pipeline.models.model import ClipModel
 from pipeline.models.names import from_open_clip, is_projection
 
@@ -35,9 +39,18 @@ _logger = logging.getLogger("unisphere")
 def read_file(path: Path, setting: str) -> dict[str, Tensor]:
     """Tensors by the file's own names, floating ones in fp32; ``setting`` is named in errors.
 
+    Args:
+        path: a file, or a folder as ``folders.weight_files`` knows them.
+
     Raises:
         ConfigError: a missing file, another type, or a file that holds something other than named tensors.
     """
+    if path.is_dir():
+        try:
+            files = folders.weight_files(path)
+        except CheckpointError as error:
+            raise ConfigError(f"{setting} = {path}: {error}") from error
+        return {name: tensor for file in files for name, tensor in read_file(file, setting).items()}
     if path.suffix not in (".safetensors", *PICKLES):
         raise ConfigError(f"{setting} = {path}: expected .safetensors, or a state dict in {', '.join(PICKLES)}")
     if not path.is_file():
@@ -68,24 +81,27 @@ def read(path: Path, setting: str = "weights") -> dict[str, Tensor]:
     Raises:
         ConfigError: the file cannot be used; see ``read_file``.
     """
-    return from_open_clip(read_file(path, setting))
+    state = read_file(path, setting)
+    return from_hugging_face(state) if is_hugging_face(state) else from_open_clip(state)
 
 
 def load(clip: ClipModel, path: Path, *, fresh_projections: bool = False, setting: str = "model.init_weights") -> None:
-    """Load a file of this project, of open_clip, or in OpenAI's layout into ``clip``; all names and shapes match.
+    """Load a file or folder of this project, open_clip, OpenAI, or Hugging Face into ``clip``; all names and shapes match.
 
     Heads and numbers that losses learn keep their start unless the file has them. Position embeddings of another image size
     are interpolated, and the log says so.
 
     Args:
         clip: changed in place.
-        path: the file.
+        path: the file, or a folder; of a folder that says which activation its weights belong to, that is compared too.
         fresh_projections: leave the file's projections out.
         setting: what asked for the file, for errors.
 
     Raises:
         ConfigError: the file cannot be read, or tensors do not fit; they are named.
     """
+    if path.is_dir():
+        _check_activation(clip, path, setting)
     plain = clip.moved_names
     ours = {plain.get(name, name): name for name in clip.state_dict()}
     found = {plain.get(name, name): tensor for name, tensor in read(path, setting).items()}
@@ -117,8 +133,8 @@ def load_tower(clip: ClipModel, prefix: str, path: Path) -> None:
     """
     setting = f"model.{'image' if prefix == 'visual' else 'text'}_tower.init_weights"
     raw, tower = read_file(path, setting), getattr(clip, prefix)
-    if any(name.startswith("visual.") for name in raw):
-        known = from_open_clip(raw)
+    if any(name.startswith("visual.") for name in raw) or is_hugging_face(raw):
+        known = from_hugging_face(raw) if is_hugging_face(raw) else from_open_clip(raw)
         found = {name.removeprefix(f"{prefix}."): t for name, t in known.items() if name.startswith(f"{prefix}.")}
     else:
         inner = "trunk." if isinstance(tower, TimmModel) else "transformer." if hasattr(tower, "pooler") else ""
@@ -171,6 +187,25 @@ def blend(states: Sequence[Mapping[str, Tensor]], shares: Sequence[float]) -> di
         .to(first.dtype)
         for name, first in states[0].items()
     }
+
+
+def _check_activation(clip: ClipModel, folder: Path, setting: str) -> None:
+    """Refuse weights of another activation: no tensor's name or shape would show it."""
+    try:
+        described = folders.read_architecture(folder)
+    except CheckpointError:  # a dual encoder, say: nothing to compare with, and its tensors are checked all the same
+        return
+    if described is None:
+        return
+    quick = bool(described.get("quick_gelu"))
+    for tower in (clip.visual, clip.text):
+        layer = next(iter(getattr(getattr(tower, "transformer", None), "resblocks", [])), None)
+        if layer is not None and isinstance(getattr(layer.mlp, "gelu", None), QuickGELU) != quick:
+            has, lacks = ("quick_gelu", "gelu") if quick else ("gelu", "quick_gelu")
+            raise ConfigError(
+                f"{setting} = {folder}: its weights were trained with {has}, the model of this run has {lacks}; choose an "
+                f"architecture {'with' if quick else 'without'} quick_gelu (open_clip's names say -quickgelu)"
+            )
 
 
 def _resize_positions(clip: ClipModel, found: dict[str, Tensor]) -> None:

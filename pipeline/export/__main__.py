@@ -1,0 +1,10 @@
+"""``python -m pipeline.export``."""
+
+from __future__ import annotations
+
+import sys
+
+from pipeline.export.command import main
+
+if __name__ == "__main__":
+    sys.exit(main())
