@@ -9,7 +9,8 @@
     unisphere shards recipe                             # known public data sets
 
     rows.py       Row, the one thing that every source yields; what makes a row unusable before its image is read
-    sources.py    tables.py (csv, tsv, jsonl, parquet), image folders, tars.py (shards, img2dataset), recipes -> rows
+    sources.py    tables.py (csv, tsv, jsonl), parquet.py, image folders, tars.py (shards, img2dataset), recipes -> rows
+    layout.py     the splits and evaluation sets of a folder of shards that is a source
     download.py   URL lists, handed over to img2dataset
     settings.py   what a build may be asked to do; filters.py: captions and images that are good enough
     pictures.py   an image's bytes by path or URL, and whether they are a picture; encode.py: resized, encoded again

@@ -26,7 +26,7 @@ from data_prep.settings import Settings
 from data_prep.spill import scratch
 from pipeline.errors import DataError
 
-LAYOUT = 2  # part of every fingerprint: raise it when the bytes of a sample change
+LAYOUT = 3  # part of every fingerprint: raise it when the bytes of a sample change
 MAX_REJECTS = 10_000  # in one chunk, which holds them in memory
 MAX_SPLITS = 1000  # each is an open chunk
 

@@ -24,6 +24,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from data_prep.inputs import open_stream
+from data_prep.layout import CLASSNAMES, DATASET_TYPE, TEMPLATES
 from data_prep.manifest import MANIFEST, OPEN_LM, SIZES, ShardLine, index_name, manifest_texts, open_lm_text, parse_manifest
 from data_prep.pack import STAGING, Packed, read_record, staged
 from data_prep.places import Place, write_text
@@ -167,11 +168,11 @@ def _publish(source: Source, place: Place, split: str, num_chunks: int) -> None:
 def _write_eval_texts(place: Place, split: str, texts: EvalTexts, num_shards: int) -> None:
     """The text files of CLIP_benchmark's layout; a set without classes says that it is for retrieval."""
     if texts.classnames:
-        write_text(place, join(split, "classnames.txt"), "".join(f"{name}\n" for name in texts.classnames))
+        write_text(place, join(split, CLASSNAMES), "".join(f"{name}\n" for name in texts.classnames))
         templates = "".join(f"{line}\n" for line in texts.templates)
-        write_text(place, join(split, "zeroshot_classification_templates.txt"), templates)
+        write_text(place, join(split, TEMPLATES), templates)
     else:
-        write_text(place, join(split, "dataset_type.txt"), "retrieval\n")
+        write_text(place, join(split, DATASET_TYPE), "retrieval\n")
     write_text(place, join(split, "test", "nshards.txt"), f"{num_shards}\n")
 
 

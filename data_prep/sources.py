@@ -3,7 +3,8 @@
     open_source("pairs.jsonl")               one JSON object per line
     open_source("s3://bucket/pairs.parquet") the same columns; .csv and .tsv with a header line
     open_source("photos/")                   every image below, its captions in a .txt beside it, one per line; more in a .json
-    open_source("downloads/")                a folder of tars: existing WebDataset shards, or what img2dataset left
+    open_source("downloads/")                a folder of tars: existing WebDataset shards, or what img2dataset left; with
+                                             the splits and evaluation sets of one that was built here (``layout``)
     open_source("set-{000..011}.tar")        the same, named one by one
     open_source("recipe:emoji")              code that knows one dataset, see ``recipes``
 
@@ -18,11 +19,13 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
 from data_prep.inputs import exists, filesystem, find_tars, is_remote, open_stream
+from data_prep.layout import eval_sets_of, splits_of
 from data_prep.rows import MAX_CAPTION_BYTES, BadRow, Row, Source, from_members
 from data_prep.tables import MAX_LINE_BYTES, TABLES, column_names, suffix_of, table_rows
 from data_prep.tars import companions_of, tar_rows
@@ -56,14 +59,20 @@ def open_source(spec: str) -> Source:
         raise DataError(f"source {spec} {reason}; known are {KNOWN}")
     name = _shard_name(path.rpartition("/")[2])
     if _holds_tars(path):
-        return tar_source(name, find_tars([path]))
+        tars = find_tars([path])
+        splits = splits_of(path, tars)
+        source = tar_source(name, tars, splits)
+        return replace(source, eval_sets=eval_sets_of(path, sorted(set(splits.values()))))
     return Source(name, partial(_folder_rows, path), root="" if is_remote(path) else path)
 
 
-def tar_source(name: str, tars: list[str]) -> Source:
-    """The samples of existing tars; what img2dataset wrote beside them is kept and its failures are rows too."""
+def tar_source(name: str, tars: list[str], splits: Mapping[str, str] | None = None) -> Source:
+    """The samples of existing tars; what img2dataset wrote beside them is kept and its failures are rows too.
+
+    ``splits`` (tar -> split) are those of samples whose json member names none.
+    """
     local = [tar for tar in tars if not is_remote(tar)]
-    return Source(name, partial(tar_rows, tars), root=local[0] if local else "", companions=companions_of(tars))
+    return Source(name, partial(tar_rows, tars, splits or {}), root=local[0] if local else "", companions=companions_of(tars))
 
 
 def _shard_name(text: str) -> str:

@@ -3,7 +3,7 @@
     for row in table_rows("s3://bucket/pairs.csv"):
         ...
 
-A record that cannot be parsed is a row with a ``problem``. Memory holds one record (Parquet: one batch): a line of more
+A record that cannot be parsed is a row with a ``problem``. Memory holds one record (Parquet: see there): a line of more
 than ``MAX_LINE_BYTES`` is read past and counted, however long it is.
 """
 
@@ -16,6 +16,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, BinaryIO, cast
 
+from data_prep import parquet
 from data_prep.inputs import is_remote, open_stream
 from data_prep.rows import CAPTION_FIELDS, IMAGE_FIELDS, BadRow, Row, from_fields
 from pipeline.errors import DataError
@@ -23,7 +24,6 @@ from pipeline.errors import DataError
 SEPARATORS = {".csv": ",", ".tsv": "\t"}
 TABLES = (*SEPARATORS, ".jsonl", ".parquet")
 MAX_LINE_BYTES = 1 << 24  # far above a usable caption, so that a long one is counted as such
-PARQUET_BATCH_ROWS = 1024
 
 
 def table_rows(path: str) -> Iterator[Row]:
@@ -45,7 +45,7 @@ def column_names(path: str) -> list[str] | None:
     if suffix == ".jsonl":
         return None
     if suffix == ".parquet":
-        names = list(_parquet(path).schema_arrow.names)
+        names = parquet.column_names(path)
     else:
         with open_stream(path) as stream:
             names = next(csv.reader(BoundedLines(stream), delimiter=SEPARATORS[suffix]), [])
@@ -159,27 +159,6 @@ def _csv_rows(path: str) -> Iterator[Row]:
 
 
 def _parquet_rows(path: str) -> Iterator[Row]:
-    number, base = 0, folder_of(path)
-    for batch in _parquet(path).iter_batches(PARQUET_BATCH_ROWS):
-        for fields in batch.to_pylist():
-            yield from_fields(number, fields, base)
-            number += 1
-
-
-def _parquet(path: str) -> Any:
-    try:
-        from pyarrow import ArrowInvalid, parquet
-    except ImportError as error:
-        raise DataError(f"{path}: reading Parquet needs pyarrow; pip install 'unisphere[parquet]'") from error
-    try:
-        return parquet.ParquetFile(open_stream(path))
-    except (ArrowInvalid, OSError) as error:
-        raise DataError(f"{path} cannot be read as Parquet: {error}") from error
-
-
-def parquet_records(path: str, columns: list[str]) -> Iterator[dict[str, Any]]:
-    """The records of a Parquet file, those of ``columns`` that it has. Raises DataError when it cannot be read."""
-    file = _parquet(path)
-    names = [name for name in columns if name in file.schema_arrow.names]
-    for batch in file.iter_batches(PARQUET_BATCH_ROWS, columns=names):
-        yield from batch.to_pylist()
+    base = folder_of(path)
+    for number, fields in enumerate(parquet.records(path)):
+        yield Row(number, problem=fields) if isinstance(fields, BadRow) else from_fields(number, fields, base)

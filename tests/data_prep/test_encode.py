@@ -114,7 +114,9 @@ def test_odd_images_become_plain_ones(data: bytes, colour: tuple[int, int, int])
         (Transform(resize=20, mode="exact"), (20, 20), (20, 20)),
         (Transform(resize=3), (1000, 2), (1000, 2)),
         (Transform(resize=100), (683, 512), (133, 100)),
-        (Transform(resize=1), (40, 60), (1, 2)),
+        (Transform(resize=1), (40, 60), (1, 1)),
+        (Transform(resize=256), (683, 512), (341, 256)),
+        (Transform(resize=64), (1365, 1024), (85, 64)),
     ],
 )
 @pytest.mark.parametrize("kind", ["JPEG", "PNG"])
@@ -164,6 +166,45 @@ def test_reduced_decoding_stays_near_exact_resizing(side: int) -> None:
     exact = decoded(data).resize(written.size, Image.Resampling.LANCZOS)
     error = np.asarray(written, float) - np.asarray(exact, float)
     assert 10 * np.log10(255**2 / (error**2).mean()) > 35
+
+
+def test_a_partial_pixel_at_the_edge_is_left_out_and_nothing_is_shifted() -> None:
+    """683 / 2 and 1365 / 4 are no whole numbers; stretching the rest would move the right side by up to half a pixel."""
+    for width, height, scale in ((683, 512, 2), (1365, 1024, 4)):
+        whole = gradient(width, height)
+        written = decoded(rewrite(encoded(whole, "JPEG", quality=95), Transform(resize=256, format="jpeg", quality=98))[0])
+        box = (0, 0, width // scale * scale, height)
+        exact = whole.resize(written.size, Image.Resampling.BOX, box=box)
+        assert np.abs(np.asarray(written, int) - np.asarray(exact, int)).mean() < 0.6
+
+
+def test_pixels_are_the_same_with_any_vector_instructions(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What makes a shard's bytes a matter of versions and not of machines."""
+    import cykooz_resizer
+
+    fast = cykooz_resizer.Resizer
+    best = fast().cpu_extensions
+    extensions = cykooz_resizer.CpuExtensions
+    known = [extensions.none, extensions.sse4_1, best] if best is extensions.avx2 else [extensions.none, best]
+    rng = np.random.default_rng(0)
+    noise = [encoded(Image.fromarray(rng.integers(0, 256, (*size, 3), np.uint8)), "PNG") for size in ((301, 417), (64, 64))]
+
+    def written() -> list[bytes]:
+        sides = (31, 63, 64, 200, 400)
+        transforms = [Transform(resize=side, mode="shortest", format="png") for side in sides]
+        return [rewrite(data, transform)[0] for data in noise for transform in transforms]
+
+    found = []
+    for chosen in known:
+
+        def resizer(chosen: Any = chosen) -> Any:
+            made = fast()
+            made.cpu_extensions = chosen
+            return made
+
+        monkeypatch.setattr(cykooz_resizer, "Resizer", resizer)
+        found.append(written())
+    assert len(found) >= 2 and all(images == found[0] for images in found)
 
 
 def test_rewriting_again_gives_the_same_bytes() -> None:

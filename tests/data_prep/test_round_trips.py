@@ -1,4 +1,4 @@
-"""What was built reads back with the tools of others: GNU tar, Python's tarfile, webdataset, open_clip."""
+"""What was built reads back with the tools of others: GNU tar, Python's tarfile, webdataset, open_clip, energon."""
 
 from __future__ import annotations
 
@@ -16,7 +16,8 @@ from data_prep.__main__ import main
 from data_prep.build import build
 from data_prep.settings import Settings, Transform
 from data_prep.sources import open_source
-from tests.peers import run_peer
+from data_prep.verify import verify
+from tests.peers import peer_command, run_peer
 
 Table = Callable[..., Path]
 
@@ -77,6 +78,29 @@ def test_open_clip_counts_and_reads_them(shards: Path) -> None:
     """Its own ``get_wds_dataset`` and its own reading of sizes.json, in the peers' environment."""
     printed = run_peer(OPEN_CLIP, str(shards)).strip().splitlines()[-1]
     assert printed.split("|") == ["7", "3", *(f"picture {number}" for number in range(7))]
+
+
+ENERGON = """
+import sys
+from megatron.energon import WorkerConfig, get_loader, get_train_dataset
+alone = WorkerConfig(rank=0, world_size=1, num_workers=0)
+dataset = get_train_dataset(
+    sys.argv[1], worker_config=alone, batch_size=1, shuffle_buffer_size=None, max_samples_per_sequence=None, repeat=False)
+print(*sorted(f"{batch.__key__[0]} {tuple(batch.image.shape)} {batch.caption[0]}" for batch in get_loader(dataset)), sep="|")
+"""
+
+
+@pytest.mark.slow
+def test_energon_prepares_and_reads_them(shards: Path) -> None:
+    """Its ``prepare`` indexes the tars and its loader finds every sample; ours still finds nothing wrong with them."""
+    command = [peer_command("energon"), "prepare", "--non-interactive", "--no-progress", "--num-workers", "1"]
+    command += ["--split-parts", "train:pairs-{000000..000002}.tar", "--sample-type", "CaptioningSample"]
+    subprocess.run(
+        [*command, "--field-map", '{"image": "jpg", "caption": "txt"}', str(shards)], check=True, capture_output=True
+    )
+    found = run_peer(ENERGON, str(shards)).strip().splitlines()[-1].split("|")
+    assert found == [f"00000000{number} (1, 3, 16, 16) picture {number}" for number in range(7)]
+    assert verify([str(shards)]).counts == {}
 
 
 def test_open_lm_finds_shards_and_counts(shards: Path) -> None:

@@ -66,6 +66,19 @@ def test_shards_are_adopted_checked_and_copied_in_the_bucket(store: FaultyS3, tm
     assert len(ShardSet.open(str(tmp_path / "shard-{000000..000001}.tar"))) == 6
 
 
+def test_remote_shards_are_shuffled_as_local_ones_are(store: FaultyS3, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    url = f"s3://{BUCKET}/set"
+    for source, out in ((str(tmp_path / "local"), tmp_path / "here"), (url, tmp_path / "there")):
+        assert reshard([source], str(out), shard_size=4, shuffle_seed=5).num_written == 6
+    here, there = ({path.name: path.read_bytes() for path in (tmp_path / name).iterdir()} for name in ("here", "there"))
+    assert here == there
+    assert [sample.key for sample in Reader([str(tmp_path / "here")])] != [sample.key for sample in Reader([url])]
+    full = type("Usage", (), {"free": 1000})
+    monkeypatch.setattr("shutil.disk_usage", lambda folder: full)
+    with pytest.raises(DataError, match=r"copies remote shards to .* first: [\d,]+ bytes, of which 1,000 are free; set TMPDIR"):
+        reshard([url], str(tmp_path / "more"), shard_size=4, shuffle_seed=5)
+
+
 def test_a_body_that_is_cut_is_never_taken_for_a_shard(store: FaultyS3) -> None:
     store.fault = lambda method, path, query: "cut" if method == "GET" and path.endswith("/1.tar") else None
     result = adopt([f"s3://{BUCKET}/set"])
@@ -74,6 +87,8 @@ def test_a_body_that_is_cut_is_never_taken_for_a_shard(store: FaultyS3) -> None:
     assert verify([f"s3://{BUCKET}/set"]).counts == {"shard-unreadable": 1}
     with pytest.raises(DataError, match=r"/set/1\.tar cannot be read: "):
         list(Reader([f"s3://{BUCKET}/set"]))
+    with pytest.raises(DataError, match=r"/set/1\.tar (cannot be (read|copied)|ended after)"):
+        reshard([f"s3://{BUCKET}/set"], f"s3://{BUCKET}/out", shard_size=4, shuffle_seed=0)
     store.fault = lambda method, path, query: None
     assert set(store.contents(BUCKET, "set/")) == {"0.tar", "1.tar"}
 

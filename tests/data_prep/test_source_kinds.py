@@ -6,7 +6,6 @@ import http.server
 import io
 import json
 import subprocess
-import sys
 import tarfile
 import threading
 from collections.abc import Callable, Iterator
@@ -19,10 +18,10 @@ import pyarrow
 import pytest
 from pyarrow import parquet
 
-from data_prep.build import build, survey
-from data_prep.settings import Settings
+from data_prep.build import build
+from data_prep.rows import EvalTexts, Row, Source
 from data_prep.sources import open_source
-from data_prep.tables import MAX_LINE_BYTES
+from data_prep.split import split
 from pipeline.data.samples import ShardSet
 from pipeline.data.tar import END_OF_ARCHIVE, member_bytes
 from pipeline.errors import DataError
@@ -205,6 +204,29 @@ def test_img2dataset_output_adds_up_to_its_url_list(tmp_path: Path) -> None:
     assert meta == {"captions": ["c000000002"], "url": "https://host/000000002", "status": "success", "width": 8}
 
 
+def test_a_build_from_what_was_built_is_the_same_build(tmp_path: Path) -> None:
+    """Splits with the same keys, and an evaluation set with its class names; built again, and again from a split's parts."""
+    picture = [str(path) for path in sorted(images(tmp_path / "in").glob("*.png"))]
+
+    def rows() -> Iterator[Row]:
+        for number, path in enumerate(picture):
+            split = ("eval", "train", "val")[number % 3]
+            yield Row(
+                number, path, (f"picture {number}",), key=f"k{number // 3}", split=split, label=number % 2, meta={"n": number}
+            )
+
+    texts = {"eval": EvalTexts(("cat", "dog"), ("a {c}",))}
+    first = build(Source("set", rows, eval_sets=texts), tmp_path / "set")
+    again = build(open_source(str(tmp_path / "set")), tmp_path / "out" / "set")
+    assert again.splits == first.splits
+    assert again.rejected == {}
+    same = {name: value for name, value in contents(tmp_path / "set").items() if name not in ("build.json", "hashes.jsonl")}
+    assert {name: value for name, value in contents(tmp_path / "out" / "set").items() if name in same} == same
+    parts = split([str(tmp_path / "set" / "train")], str(tmp_path / "parts"), {"one": 0.5, "two": 0.5}, by="key")
+    apart = build(open_source(str(tmp_path / "parts")), tmp_path / "apart")
+    assert {name: sizes["samples"] for name, sizes in apart.splits.items()} == {k: n for k, n in parts.parts.items() if n}
+
+
 def test_a_text_member_is_one_caption_as_in_training(tmp_path: Path) -> None:
     """Beside an image in a folder every line is one; a tar's text is read as the loader reads it."""
     meta = {"path": "kept/as/it/is.png", "image": "not this", "key": "nor this"}
@@ -242,49 +264,6 @@ def test_hostile_tars_are_read_past_and_counted(tmp_path: Path) -> None:
     assert (report.accepted, report.left_out, report.rejected) == (1, {"member-left-out": 1}, expected)
 
 
-def test_a_tar_of_many_empty_members_takes_little_memory(tmp_path: Path) -> None:
-    import tracemalloc
-
-    with open(tmp_path / "set.tar", "wb") as handle:
-        for number in range(5_000):
-            handle.write(member_bytes(f"{number % 7 or 'one'}.x{number}", b""))  # also many members under one key
-        handle.write(END_OF_ARCHIVE)
-    tracemalloc.start()
-    number = sum(1 for _ in open_source(str(tmp_path / "set.tar")).rows())
-    peak = tracemalloc.get_traced_memory()[1]
-    tracemalloc.stop()
-    assert number == 5_000
-    assert peak < 3 << 20
-
-
-def test_a_caption_without_end_is_counted_and_never_held(tmp_path: Path) -> None:
-    import tracemalloc
-
-    fields = b'{"image": "0.png", "caption": "'
-    (tmp_path / "0.png").write_bytes(encode(0))
-    with open(tmp_path / "set.jsonl", "wb") as handle:
-        handle.write(fields + b"first" + b'"}\n' + fields)
-        handle.seek(6 * MAX_LINE_BYTES, 1)  # a hole in the file: 100 MB of zeros
-        handle.write(b'"}\n' + fields + b'last"}\n')
-    (tmp_path / "set.csv").write_bytes(b"image,caption\n0.png,first\n0.png," + b"z" * (2 * MAX_LINE_BYTES) + b"\n0.png,last\n")
-    for name in ("set.jsonl", "set.csv"):
-        tracemalloc.start()
-        rows = list(open_source(str(tmp_path / name)).rows())
-        peak = tracemalloc.get_traced_memory()[1]
-        tracemalloc.stop()
-        assert [row.captions for row in rows] == [("first",), (), ("last",)]
-        assert rows[1].problem is not None
-        assert rows[1].problem.cause in ("caption-too-long", "row-invalid")
-        assert peak < 8 * MAX_LINE_BYTES
-
-
-def test_sidecars_without_end_are_counted(tmp_path: Path) -> None:
-    (tmp_path / "a.png").write_bytes(encode(0))
-    (tmp_path / "a.txt").write_bytes(b"y" * 200_000)
-    (row,) = open_source(str(tmp_path)).rows()
-    assert row.problem is not None and row.problem.cause == "caption-too-long"
-
-
 def test_names_and_captions_reach_no_shell(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Nothing is executed while a set is built whose every text is a command."""
     evil = "$(touch pwned); `touch pwned` | touch pwned #"
@@ -310,42 +289,3 @@ def test_a_tar_among_images_is_counted(tmp_path: Path) -> None:
     (tmp_path / "deep" / "er" / "x.tar").write_bytes(END_OF_ARCHIVE)
     (row,) = open_source(str(tmp_path)).rows()
     assert row.problem is not None and "build from it as a source of its own" in row.problem.detail
-
-
-def test_memory_does_not_grow_with_the_number_of_rows(tmp_path: Path) -> None:
-    """500 and 4,000 rows of 4 kB, the fewer already twenty shards; the planner alone, none of their images exists."""
-    import tracemalloc
-
-    peaks, text = [], "long " * 800
-    for number in (500, 4_000):
-        with open(tmp_path / "set.jsonl", "w") as handle:
-            handle.writelines(f'{{"image": "{n}.png", "caption": "{text} {n}", "key": "k{n}"}}\n' for n in range(number))
-        source = open_source(str(tmp_path / "set.jsonl"))
-        tracemalloc.start()
-        assert survey(source, Settings(shard_size=25)).accepted == number
-        peaks.append(tracemalloc.get_traced_memory()[1])
-        tracemalloc.stop()
-    assert peaks[1] < peaks[0] + (2 << 20), "4,000 rows are 16 MB"
-
-
-PEAK = """
-import resource, sys
-from data_prep.build import survey
-from data_prep.settings import Settings
-from data_prep.sources import open_source
-assert survey(open_source(sys.argv[1]), Settings(shard_size=1000)).accepted == int(sys.argv[2])
-print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024)
-"""
-
-
-@pytest.mark.slow
-def test_a_million_rows_take_the_memory_of_fifty_thousand(tmp_path: Path) -> None:
-    peaks = []
-    for number in (50_000, 1_000_000):
-        with open(tmp_path / "set.jsonl", "w") as handle:
-            handle.writelines(
-                f'{{"image": "{n}.png", "caption": "caption number {n}", "key": "k{n}"}}\n' for n in range(number)
-            )
-        command = [sys.executable, "-c", PEAK, str(tmp_path / "set.jsonl"), str(number)]
-        peaks.append(int(subprocess.run(command, capture_output=True, text=True, check=True).stdout))
-    assert peaks[1] - peaks[0] < 64 << 20, f"{peaks[0] >> 20} and {peaks[1] >> 20} MiB"
