@@ -286,16 +286,24 @@ def judge_compiler(compiler: str | None, cfg: RunConfig | None) -> Check:
 def examine_data(cfg: RunConfig) -> list[Check]:
     """Open the training shards and every evaluation set, and decode the first samples."""
     from pipeline.data import evalset, sources
+    from pipeline.data.storage import open_storage
+    from pipeline.eval.sets import addresses
+
+    storage = open_storage(cfg.data)
 
     def train() -> str:
         found = sources.open_sources(cfg.data)
         found.preflight()
         return f"{len(found)} samples in {sum(one.num_shards for one in found.sets)} shards of {', '.join(found.names)}"
 
-    def evaluation(folder: str) -> Callable[[], str]:
-        return lambda: f"{len(evalset.EvalSet.open(folder))} samples in {folder}"
+    def evaluation(name: str) -> Callable[[], str]:
+        def opened() -> str:
+            there = addresses([name], cfg.eval.root, storage)
+            return ", ".join(f"{len(evalset.EvalSet.open(one, source=storage))} samples in {one}" for one in there)
 
-    jobs = [("data.train", train), *(("eval.sets", evaluation(folder)) for folder in cfg.eval.sets)]
+        return opened
+
+    jobs = [("data.train", train), *(("eval.sets", evaluation(name)) for name in cfg.eval.sets)]
     checks = []
     for name, job in jobs:
         try:

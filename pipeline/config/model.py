@@ -86,7 +86,7 @@ class ModelConfig:
     text_tower: TowerConfig = TowerConfig()
     heads: HeadsConfig = HeadsConfig()
     patch_dropout: float | None = None
-    """Fraction of image patches dropped while training; None keeps the architecture's own value."""
+    """Fraction of image patches dropped while training, by step and sample; None keeps the architecture's own value."""
     views_together: bool = True
     """Encode all views of a step in one pass of the image tower; false takes one pass per view: less memory at once."""
     gradient_checkpointing: bool = False

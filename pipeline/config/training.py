@@ -44,7 +44,8 @@ class EngineConfig:
     ema_decay: float | None = None
     """Also keep an exponential moving average of the weights, with this decay per step once warm; 0.9999 suits long runs."""
     deepspeed: dict[str, Any] = field(default_factory=dict)
-    """Further DeepSpeed settings, merged into the derived ones; unknown or derived keys are refused."""
+    """Further DeepSpeed settings, merged into the derived ones; unknown or derived keys are refused. With any about how
+    gradients are reduced (``zero_optimization``, say) DeepSpeed's own reduction replaces this project's at stages 1 and 2."""
 
 
 @dataclass(frozen=True)

@@ -48,7 +48,7 @@ def measure(query_Nd: Tensor, candidate_Cd: Tensor, own_N: Tensor, scale: float,
     if len(query_Nd) < 4:
         return result
     fit = (~judged_N).nonzero().squeeze(1)[:MAX_FIT]
-    fitted = fit_scale(query_Nd[fit], candidate_Cd, own_N[fit], scale)
+    fitted = fit_scale(query_Nd[fit], candidate_Cd, own_N[fit], scale, world)
     scaled_N3 = _gathered(query_Nd, candidate_Cd, own_N, fitted, world)
     after = {f"{name}_fitted": value for name, value in _summary(scaled_N3[judged_N]).items()}
     before = {f"{name}_judged": value for name, value in _summary(plain_N3[judged_N]).items()}
@@ -110,16 +110,23 @@ def bins(confidence_N: Tensor, right_N: Tensor) -> list[dict[str, float]]:
     return found
 
 
-def fit_scale(query_Nd: Tensor, candidate_Cd: Tensor, own_N: Tensor, start: float) -> float:
+def fit_scale(query_Nd: Tensor, candidate_Cd: Tensor, own_N: Tensor, start: float, world: World) -> float:
     """The scale within a factor of 100 of ``start`` at which the right answers are most likely, to a thousandth of it.
 
-    The likelihood is log-concave in the scale, so a golden-section search finds its only maximum.
+    The likelihood is log-concave in the scale, so a golden-section search finds its only maximum. Ranks share the queries; each
+    adds up all of their likelihoods, in the set's order, and so takes the same next step.
     """
     low, high = math.log(start / 100), math.log(start * 100)
     ratio = (math.sqrt(5) - 1) / 2
+    mine = my_rows(len(query_Nd), world)
+    own_n1 = own_N[mine, None]
+    scored = list(score_rows(query_Nd[mine], candidate_Cd))  # at most MAX_FIT x C
 
     def loss(log_scale: float) -> float:
-        return float(outcomes(query_Nd, candidate_Cd, own_N, math.exp(log_scale))[:, 2].mean())
+        scale = math.exp(log_scale)
+        parts = [(scale * scores).log_softmax(dim=1).gather(1, own_n1[rows]) for rows, scores in scored]
+        log_p_N1 = dist.all_gather_rows(torch.cat([query_Nd.new_zeros(0, 1), *parts]))
+        return -float(log_p_N1.mean())
 
     inner = [high - ratio * (high - low), low + ratio * (high - low)]
     values = [loss(inner[0]), loss(inner[1])]

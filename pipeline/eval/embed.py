@@ -22,7 +22,6 @@ Shapes: N samples, M captions, L = tokens per caption, d = embedding width.
 from __future__ import annotations
 
 import contextlib
-import copy
 import hashlib
 import json
 import threading
@@ -45,6 +44,9 @@ from pipeline.eval.together import all_or_none
 
 FORWARD_ROWS = 64
 """Rows of every forward pass. A constant, because embeddings depend on it in their last bits."""
+
+NOTES = ("edits", "negatives", "pair")
+"""Fields of json members that ``arithmetic.py`` and ``composition.py`` read."""
 
 MAX_THREADS = 8
 """Threads that decode images, per rank."""
@@ -96,6 +98,8 @@ class Embeddings:
     keys: tuple[str, ...]
     sha256: str
     """Digest of what was evaluated: keys, labels, captions, and pixels as the model was shown them."""
+    notes: tuple[dict[str, Any], ...] = ()
+    """What further protocols read of each sample's json member (``NOTES``)."""
 
 
 def embed_set(
@@ -115,7 +119,7 @@ def embed_set(
         DataError: a sample cannot be read, on any rank.
         PipelineError: any other failure on another rank.
     """
-    with _repeatable(subject.model):
+    with repeatable(subject.model):
         image_nd, rows = all_or_none(lambda: _embed_images(subject, evalset, world, device, batch_size, progress), world)
         # Small Python values of all samples; 50,000 of them are a few MB.
         all_rows = sorted((row for part in dist.all_gather_object(rows) for row in part), key=lambda row: row.index)
@@ -134,6 +138,7 @@ def embed_set(
         unseen_N=None if all(s is None for s in seen) else torch.tensor([s is False for s in seen], device=device),
         captions=tuple(captions),
         keys=tuple(row.key for row in all_rows),
+        notes=tuple(row.notes for row in all_rows),
         sha256=hashlib.sha256("".join(row.sha256 for row in all_rows).encode()).hexdigest(),
     )
 
@@ -149,7 +154,7 @@ def embed_texts(subject: Subject, texts: Sequence[str], world: World, device: to
             rows.append(forward(subject.model.encode_text, subject.tokenizer(chunk).to(device)))
         return _concatenate(rows, subject, device)
 
-    with _repeatable(subject.model):
+    with repeatable(subject.model):
         row_ud = all_or_none(mine, world)
         # Rank order is chunk order modulo the world size: undo that.
         by_rank = [text for rank in range(world.size) for chunk in chunks[rank :: world.size] for text in chunk]
@@ -167,6 +172,7 @@ class _Row:
     label: int
     captions: tuple[str, ...]
     seen: bool | None
+    notes: dict[str, Any]
     sha256: str
 
 
@@ -184,7 +190,7 @@ def _embed_images(
     rows: list[_Row] = []
     ahead = max(1, batch_size // FORWARD_ROWS)
     reader = _read_ahead(read, evalset, parts, ahead)
-    for batches in _bar(reader, evalset.folder.name, world, progress, total=len(parts)):
+    for batches in _bar(reader, evalset.name, world, progress, total=len(parts)):
         for batch in batches:
             pixels = normalise(batch.image_BCHW.to(device), subject.image_mean, subject.image_std)
             embeddings.append(forward(subject.model.encode_image, pixels))
@@ -197,12 +203,12 @@ def _read_ahead(
 ) -> Iterator[list[EvalBatch]]:
     """``read`` each part in order, up to ``ahead`` of them in background threads: decoding runs without Python's lock.
 
-    An open set serves one thread at a time, so each thread reads through a copy of its own.
+    An open set serves one thread at a time, so each thread reads through a twin of its own.
     """
     own = threading.local()
 
     def start() -> None:
-        own.evalset = copy.deepcopy(evalset)
+        own.evalset = evalset.twin()
 
     with ThreadPoolExecutor(max_workers=min(ahead, MAX_THREADS), initializer=start) as pool:
         waiting: deque[Future[list[EvalBatch]]] = deque()
@@ -222,9 +228,10 @@ def _rows(batch: EvalBatch) -> list[_Row]:
     rows = []
     for i, key in enumerate(batch.keys):
         label, captions, seen = int(batch.label_B[i]), tuple(batch.captions[i]), batch.meta[i].get("seen")
-        text = json.dumps([key, label, captions], ensure_ascii=True)
+        notes = {name: batch.meta[i][name] for name in NOTES if name in batch.meta[i]}
+        text = json.dumps([key, label, captions, *([notes] if notes else [])], ensure_ascii=True)
         digest = hashlib.sha256(text.encode() + batch.image_BCHW[i].numpy().tobytes()).hexdigest()
-        rows.append(_Row(int(batch.index_B[i]), key, label, captions, None if seen is None else bool(seen), digest))
+        rows.append(_Row(int(batch.index_B[i]), key, label, captions, None if seen is None else bool(seen), notes, digest))
     return rows
 
 
@@ -249,7 +256,7 @@ def _bar(items: Any, what: str, world: World, progress: bool, total: int | None 
 
 
 @contextlib.contextmanager
-def _repeatable(model: Encoder) -> Iterator[None]:
+def repeatable(model: Encoder) -> Iterator[None]:
     """Evaluation mode, no gradients, full fp32 products, no kernel search; what was set before comes back."""
     training = isinstance(model, torch.nn.Module) and model.training
     precision = torch.get_float32_matmul_precision()

@@ -1,7 +1,6 @@
-"""Evaluating a run while it trains: every checkpoint as it appears, by another job, and a table over all of them.
+"""Evaluating a run while it trains: every checkpoint as it appears, by another job.
 
     unisphere eval runs/x --follow        evaluates each checkpoint that has no results yet, until the run is complete
-    unisphere eval runs/x --table         prints what eval.jsonl holds, a line per step
 
 Nothing is remembered but the results themselves: stopped at any moment and started again, it goes on with what is missing. A
 checkpoint that the run deletes while it is being read is passed over, and said so.
@@ -11,7 +10,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,25 +18,17 @@ import torch
 
 from pipeline import config, dist
 from pipeline.checkpoint.find import complete_steps
+from pipeline.config import EvalConfig
 from pipeline.dist import World
 from pipeline.errors import CheckpointError
-from pipeline.eval.evaluate import describe, evaluate, read_results
+from pipeline.eval.evaluate import evaluate
+from pipeline.eval.results import describe, read_results
 from pipeline.eval.target import load
 from pipeline.eval.together import all_or_none
 
 log = logging.getLogger(__name__)
 
 POLL_SECONDS = 5.0
-
-COLUMNS: dict[str, Callable[[dict[str, Any]], float | None]] = {
-    "top-1": lambda result: result.get("zero_shot", {}).get("accuracy@1"),
-    "top-5": lambda result: result.get("zero_shot", {}).get("accuracy@5"),
-    "t2i R@1": lambda result: result.get("retrieval", {}).get("text_to_image", {}).get("recall@1"),
-    "t2i R@5": lambda result: result.get("retrieval", {}).get("text_to_image", {}).get("recall@5"),
-    "i2t R@1": lambda result: result.get("retrieval", {}).get("image_to_text", {}).get("recall@1"),
-    "i2t R@5": lambda result: result.get("retrieval", {}).get("image_to_text", {}).get("recall@5"),
-}
-"""What the table shows of a result; empty where a set does not give it."""
 
 
 def follow(
@@ -47,12 +38,14 @@ def follow(
     device: torch.device,
     *,
     batch_size: int,
+    asked: EvalConfig,
     out: Path,
     poll_seconds: float = POLL_SECONDS,
 ) -> list[dict[str, Any]]:
     """Evaluate every checkpoint of ``run`` that has no results in ``out`` yet, oldest first; every rank calls it.
 
-    Returns when the run's last step is evaluated, with this call's results.
+    Returns when the run's last step is evaluated, with this call's results. ``sets`` are addresses, ``asked`` is what
+    ``evaluate`` is asked for.
     """
     total = config.load(run / "config.yaml").train.steps
     results: list[dict[str, Any]] = []
@@ -71,7 +64,17 @@ def follow(
             passed_over.add(step)
             log.warning("%s is passed over: %s", folder, error)
             continue
-        found = evaluate(target.subject, sets, world, device, batch_size=batch_size, out=out, progress=False)
+        found = evaluate(
+            target.subject,
+            sets,
+            world,
+            device,
+            batch_size=batch_size,
+            asked=asked,
+            source=target.source,
+            out=out,
+            progress=False,
+        )
         results += found
         if world.is_main:
             print(f"{folder.name}\n" + "\n".join(describe(result) for result in found), flush=True)
@@ -91,15 +94,3 @@ def seen_steps(out: Path, sets: Sequence[str]) -> set[int]:
     for result in read_results(out):
         found.setdefault(result.get("step") or -1, set()).add(result["set"])
     return {step for step, having in found.items() if names <= having}
-
-
-def table(results: Sequence[dict[str, Any]]) -> str:
-    """A line per set and step; the last result counts where a step was evaluated twice."""
-    newest = {(result["set"], result.get("step") or 0): result for result in results}
-    width = max([len("set"), *(len(name) for name, _ in newest)])
-    lines = [f"{'set'.ljust(width)}  {'step':>9}  " + "  ".join(f"{name:>8}" for name in COLUMNS)]
-    for (name, step), result in sorted(newest.items()):
-        values = [column(result) for column in COLUMNS.values()]
-        shown = "  ".join(f"{value:>8.2%}" if value is not None else f"{'':>8}" for value in values)
-        lines.append(f"{name.ljust(width)}  {step:>9,}  " + (f"FAILED: {result['error']}" if "error" in result else shown))
-    return "\n".join(lines)

@@ -24,8 +24,8 @@ from pipeline.dist import World
 from pipeline.errors import NumericsError
 
 _GRID = 2.0**25
-_MAX_SCORES = 1 << 24
-"""Scores held at once (128 MiB in float64)."""
+_MAX_SCORES = 1 << 21
+"""Scores held at once (16 MiB in float64). Larger blocks are asked of the system anew each time, which takes twice as long."""
 
 
 def to_grid(unit_Nd: Tensor) -> Tensor:

@@ -193,7 +193,7 @@ def write_summary(run_dir: Path, evalset: EvalSet, data: Embeddings, out: Path) 
     FigureCanvasAgg(figure)
     _text(figure, MARGIN, height - 0.65, run_dir.name, size=19, weight="bold")
     loss_curves(figure, run_dir / METRICS, curves)
-    _text(figure, MARGIN, heading, f"What captions find in {evalset.folder.name}", size=13.5, weight="bold")
+    _text(figure, MARGIN, heading, f"What captions find in {evalset.name}", size=13.5, weight="bold")
     recalls = "".join(f"      recall@{k}  {value:.1%}" for k, value in recall.items())
     scope = f"{len(data.captions):,} captions search {len(data.keys):,} images{recalls}"
     _text(figure, WIDTH - MARGIN, heading, scope, size=10, color=MUTED, ha="right")

@@ -2,14 +2,16 @@
 
     target = load(Path("runs/emoji"), device)                              # a run: its newest checkpoint
     target = load(Path("runs/emoji/checkpoints/step-00000300"), device)    # that checkpoint
-    target = load(Path("exports/emoji"), device)                           # an open_clip folder, ours or another's
-    target.subject, target.sets, target.results                            # model, default sets, default results file
+    target = load(Path("exports/emoji"), device)                           # an export, ours or another's: open_clip's layout,
+                                                                           # or a CLIPModel of Hugging Face
+    target.subject, target.asked.sets, target.results                      # model, default sets, default results file
 
 An export is evaluated through the same towers as a checkpoint, so both give the same numbers.
 """
 
 from __future__ import annotations
 
+import hashlib
 import json
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,12 +20,14 @@ from typing import Any
 import torch
 
 from pipeline import checkpoint
-from pipeline.config import ModelConfig, ObjectiveConfig
+from pipeline.config import DataConfig, EvalConfig, ModelConfig, ObjectiveConfig
 from pipeline.data import tokenizer
+from pipeline.data.files import ByteSource
+from pipeline.data.storage import open_storage
 from pipeline.errors import CheckpointError
 from pipeline.eval.embed import Subject
-from pipeline.export import CONFIG_FILE, REPORT_FILE, WEIGHTS_FILE
-from pipeline.models import clip
+from pipeline.export import REPORT_FILE
+from pipeline.models import clip, folders
 from pipeline.models.towers import architecture
 from pipeline.trained import load_trained, locate
 
@@ -33,10 +37,12 @@ class Target:
     """What ``unisphere eval`` was pointed at."""
 
     subject: Subject
-    sets: tuple[str, ...]
-    """Evaluation sets named by the run's configuration; empty for an export."""
+    asked: EvalConfig
+    """What the run's configuration asks of an evaluation; of an export it names no sets."""
     results: Path
     """Where results are appended unless another file is asked for."""
+    source: ByteSource
+    """What sets are read through: with the run's options for remote places."""
 
 
 def load(path: Path, device: torch.device, *, averaged: bool = False) -> Target:
@@ -50,8 +56,8 @@ def load(path: Path, device: torch.device, *, averaged: bool = False) -> Target:
     """
     if not path.is_dir():
         raise CheckpointError(f"{path} is not a folder; give a run (runs/NAME), a checkpoint, or an export folder")
-    if (path / CONFIG_FILE).is_file():
-        return _from_export(path, device)
+    if folders.is_model_folder(path):
+        return _from_folder(path, device)
     cfg, folder, model, _ = load_trained(path, averaged=averaged)
     state = checkpoint.read_state(folder)
     provenance = {"run": cfg.name, "step": state.step, "weights_sha256": state.weights_sha256}
@@ -61,39 +67,19 @@ def load(path: Path, device: torch.device, *, averaged: bool = False) -> Target:
     subject = Subject(
         model.to(device), tokens, cfg.model.image_mean, cfg.model.image_std, provenance, model.logit_scale().item()
     )
-    return Target(subject, cfg.eval.sets, locate(path)[0] / "eval.jsonl")
+    return Target(subject, cfg.eval, locate(path)[0] / "eval.jsonl", open_storage(cfg.data))
 
 
-def _from_export(folder: Path, device: torch.device) -> Target:
-    try:
-        config: dict[str, Any] = json.loads((folder / CONFIG_FILE).read_text(encoding="utf-8"))
-        preprocess: dict[str, Any] = config.get("preprocess_cfg", {})
-        model_cfg = ModelConfig(inline=config["model_cfg"], init_weights=str(folder / WEIGHTS_FILE))
-    except (OSError, ValueError, KeyError, AttributeError) as error:
-        raise CheckpointError(f"{folder / CONFIG_FILE} cannot be used: {type(error).__name__}: {error}") from error
-    for key, ours in (("interpolation", "bicubic"), ("resize_mode", "shortest")):
-        if preprocess.get(key, ours) != ours:
-            raise CheckpointError(f"{folder / CONFIG_FILE}: {key} = {preprocess[key]!r}; only {ours!r} is supported")
-    report = folder / REPORT_FILE
+def _from_folder(path: Path, device: torch.device) -> Target:
+    """Of an export, ours or another's: open_clip's layout, or a Hugging Face ``CLIPModel``."""
+    found = folders.read(path)
+    report = path / REPORT_FILE
     known: dict[str, Any] = json.loads(report.read_text(encoding="utf-8")) if report.is_file() else {}
+    model_cfg = ModelConfig(inline=found.architecture, init_weights=str(path))
     model = clip.build(model_cfg, ObjectiveConfig()).to(device).eval()
-    subject = Subject(
-        model,
-        tokenizer.build(_local_tokenizer(architecture(model_cfg), folder)),
-        tuple(preprocess.get("mean", model_cfg.image_mean)),
-        tuple(preprocess.get("std", model_cfg.image_std)),
-        {
-            "run": known.get("run", folder.name),
-            "step": known.get("step"),
-            "weights_sha256": checkpoint.file_sha256(folder / WEIGHTS_FILE),
-        },
-        model.logit_scale().item(),
-    )
-    return Target(subject, (), folder / "eval.jsonl")
-
-
-def _local_tokenizer(model_cfg: dict[str, Any], folder: Path) -> dict[str, Any]:
-    """open_clip reads a Hugging Face tokenizer from the export folder itself; so does this."""
-    if model_cfg["text_cfg"].get("hf_tokenizer_name") and (folder / "tokenizer_config.json").is_file():
-        model_cfg["text_cfg"]["hf_tokenizer_name"] = str(folder)
-    return model_cfg
+    hashes = [checkpoint.file_sha256(file) for file in found.weights]
+    whole = hashes[0] if len(hashes) == 1 else hashlib.sha256("".join(hashes).encode()).hexdigest()
+    provenance = {"run": known.get("run", path.name), "step": known.get("step"), "weights_sha256": whole}
+    tokens = tokenizer.build(architecture(model_cfg))
+    subject = Subject(model, tokens, found.mean, found.std, provenance, model.logit_scale().item())
+    return Target(subject, EvalConfig(), path / "eval.jsonl", open_storage(DataConfig()))

@@ -12,7 +12,7 @@ from pipeline.data.augment import decode, eval_view
 from pipeline.data.evalset import MAX_IMAGE_PIXELS
 
 
-def picture_link(data: bytes, size: int) -> str:
+def picture_link(data: bytes | memoryview, size: int) -> str:
     """The encoded image ``data`` as ``data:image/webp;...``, cropped and scaled to ``size`` x ``size`` pixels.
 
     Raises:

@@ -1,14 +1,14 @@
 """Zero-shot classification: a class is the mean of what the text tower says about it.
 
-    weights_Cd = classifier(prompt_embeddings, num_classes=C)            # one unit row per class
+    weights_Cd = classifier(prompt_embeddings, sizes)                    # one unit row per class, of sizes[c] prompts
     found = answers(image_Nd, weights_Cd, label_N, world)                # rank of the right class, and the first one
     summary(found, C)["accuracy@1"], summary(found, C)["mean_per_class@1"]
 
-Each class name is put into each template; the unit embeddings of a class's prompts are averaged and normalised again
-(Radford et al. 2021, section 3.1.4). Of two classes with equal scores the one with the lower index wins, as in
+The unit embeddings of a class's prompts (``prompts.py``) are averaged and normalised again (Radford et al. 2021, section
+3.1.4). Of two classes with equal scores the one with the lower index wins, as in
 ``argmax``.
 
-Shapes: N images, C classes, T templates, d = embedding width.
+Shapes: N images, C classes, P prompts of all classes, d = embedding width.
 """
 
 from __future__ import annotations
@@ -30,32 +30,18 @@ CUTOFFS = (1, 5)
 MAX_CONFUSIONS = 50
 
 
-def prompts(classnames: Sequence[str], templates: Sequence[str]) -> list[str]:
-    """Every template with every class name in place of ``{c}`` or ``{}``; class by class, C * T texts.
-
-    Raises:
-        DataError: no classes or no templates, or a template without a place for the class name.
-    """
-    if not classnames or not templates:
-        raise DataError(f"zero-shot needs class names and templates, got {len(classnames)} and {len(templates)}")
-    for template in templates:
-        if "{c}" not in template and "{}" not in template:
-            raise DataError(f"template {template!r} has no place for the class name; write {{c}} where it belongs")
-    return [template.replace("{c}", name).replace("{}", name) for name in classnames for template in templates]
-
-
-def classifier(prompt_Pd: Tensor, num_classes: int) -> Tensor:
+def classifier(prompt_Pd: Tensor, sizes: Sequence[int]) -> Tensor:
     """Average each class's prompts to one unit row.
 
     Args:
-        prompt_Pd: unit embeddings of ``prompts``, P = num_classes * T rows, class by class.
-        num_classes: C.
+        prompt_Pd: unit embeddings of all prompts, class by class.
+        sizes: prompts of each of the C classes; their sum is P.
 
     Returns:
         float64 [C, d], on the grid of ``scores.to_grid``.
     """
-    by_class_CTd = prompt_Pd.to(torch.float64).reshape(num_classes, -1, prompt_Pd.shape[1])
-    return to_grid(torch.nn.functional.normalize(by_class_CTd.mean(dim=1), dim=1))
+    mean_Cd = torch.stack([rows.mean(dim=0) for rows in torch.split(prompt_Pd.to(torch.float64), list(sizes))])
+    return to_grid(torch.nn.functional.normalize(mean_Cd, dim=1))
 
 
 @dataclass(frozen=True)

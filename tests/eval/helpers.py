@@ -129,11 +129,21 @@ def write_levels(folder: Path, levels: Sequence[int], captions_per_image: int = 
 
 
 def write_noise(folder: Path, count: int, seed: int = 0) -> Path:
-    """Random images; captions from few words, so that some are equal; one to three captions per image."""
-    rng = np.random.default_rng(seed)
+    """Random images; captions from few words, so that some are equal; one to three captions per image.
+
+    Their json members bring false captions, edits that lead to the next image, and, for the first ten, pairs.
+    """
+    rng, chance = np.random.default_rng(seed), np.random.default_rng([seed, 1])
     words = ["red", "dog", "sea", "house", "two", "on"]
     samples = []
-    for _ in range(count):
+    for i in range(count):
+        old, new, other = (str(word) for word in chance.choice(words, 3, replace=False))
+        notes: dict[str, Any] = {
+            "negatives": [f"{old} {new}", {"caption": f"{new} {other}", "kind": "swap"}],
+            "edits": [{"from": old, "to": new, "right": [f"{(i + 1) % count:06d}"], "kind": old, "weight": 1 + i % 3}],
+        }
+        if i < min(10, count - count % 2):
+            notes["pair"] = i // 2
         captions = [" ".join(rng.choice(words, 2)) for _ in range(rng.integers(1, 4))]
         pixels = rng.integers(0, 256, (SIZE + 5, SIZE, 3))
         samples.append(
@@ -141,6 +151,7 @@ def write_noise(folder: Path, count: int, seed: int = 0) -> Path:
                 "png": png(pixels),
                 "cls": str(rng.integers(0, len(words))).encode(),
                 "txt": "\n".join(captions).encode(),
+                "json": json.dumps(notes).encode(),
             }
         )
     return write_set(folder, samples, words, ["{c}", "a photo of a {c}."])

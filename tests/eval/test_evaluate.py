@@ -1,13 +1,16 @@
 from __future__ import annotations
 
+import dataclasses
 import json
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from pipeline.config import EvalConfig
 from pipeline.dist import World
-from pipeline.eval.evaluate import describe, evaluate
+from pipeline.eval.evaluate import evaluate
+from pipeline.eval.results import describe
 from tests.distributed import run_ranks
 from tests.eval.helpers import angle_subject, rough_subject, write_levels, write_noise
 
@@ -45,6 +48,10 @@ def test_the_same_numbers_for_any_number_of_ranks_and_any_batch_size(tmp_path: P
     folders = [write_noise(tmp_path / "noise", 130), write_levels(tmp_path / "levels", range(3))]
     alone = evaluate_on_ranks(World(), folders, 256, None)
     assert 0 < alone[0]["zero_shot"]["correct@1"] < 130
+    assert 0 < alone[0]["arithmetic"]["correct"] < alone[0]["arithmetic"]["n"] == 130
+    assert 0 < alone[0]["composition"]["negatives"]["correct"] < alone[0]["composition"]["negatives"]["n"] == 260
+    assert alone[0]["composition"]["pairs"]["n"] == 5
+    assert "composition" not in alone[1] and "arithmetic" not in alone[1]
     assert evaluate_on_ranks(World(), folders, 5, None) == alone
     for world_size in (2, 3):
         assert run_ranks(evaluate_on_ranks, world_size, folders, 100, None) == [alone] * world_size
@@ -70,6 +77,37 @@ def test_results_are_appended(tmp_path: Path) -> None:
     for _ in range(2):
         evaluate(angle_subject(), [folder], World(), CPU, batch_size=64, out=out, progress=False)
     assert len(out.read_text().splitlines()) == 2
+
+
+def test_settings_are_part_of_what_a_result_holds_for(tmp_path: Path) -> None:
+    folder, out = write_levels(tmp_path / "levels", range(0, 90, 3)), tmp_path / "eval.jsonl"
+    subject = dataclasses.replace(angle_subject(), provenance={"run": "angles", "step": 7, "weights_sha256": "1"})
+    templates = tmp_path / "templates.txt"
+
+    def again(**asked: Any) -> dict[str, Any]:
+        settings = EvalConfig(**asked)
+        (found,) = evaluate(subject, [folder], World(), CPU, batch_size=64, asked=settings, out=out, progress=False)
+        return found
+
+    first = again()
+    assert "options" not in first
+    assert again()["cached"]
+    few = again(max_samples=10)
+    assert (few["samples"], few["options"]) == (10, {"max_samples": 10})
+    assert (few["zero_shot"]["correct@1"], few["zero_shot"]["per_class"][3], few["zero_shot"]["per_class"][4]) == (
+        10,
+        [1, 1, 1],
+        [0, 0, 0],
+    ), "every third of 30"
+    assert again(max_samples=10)["cached"]
+    assert again()["samples"] == 30
+    templates.write_text("the {c}\n")
+    assert again(templates=str(templates))["zero_shot"]["templates"] == 1
+    assert again(templates=str(templates))["cached"]
+    templates.write_text("a {c}\nthe {c}\n")
+    assert again(templates=str(templates))["zero_shot"]["templates"] == 2, "another content is another setting"
+    assert len(out.read_text().splitlines()) == 4
+    assert "error" in again(templates=str(tmp_path / "gone.txt"))
 
 
 def test_a_result_reads_as_text(tmp_path: Path) -> None:

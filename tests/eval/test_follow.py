@@ -1,4 +1,4 @@
-"""Every checkpoint of a run, evaluated as it appears; and the table over them."""
+"""Every checkpoint of a run, evaluated as it appears."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from pipeline.errors import DataError
-from pipeline.eval.follow import next_checkpoint, seen_steps, table
+from pipeline.eval.follow import next_checkpoint, seen_steps
 from pipeline.eval.run import main
 from tests.eval.helpers import write_noise
 from tests.eval.trained import TINY, write_run
@@ -63,18 +63,6 @@ def test_what_is_missing_comes_next_and_half_a_set_is_missing(tmp_path: Path) ->
     assert next_checkpoint(cfg.run_dir, out, ["a", "b"], {40}) == (0, None)
     shutil.rmtree(cfg.run_dir / "checkpoints")
     assert next_checkpoint(cfg.run_dir, out, ["b"], set()) == (0, None)
-
-
-def test_the_table_shows_failures_and_the_newest_of_repeated_results() -> None:
-    shown = table(
-        [
-            {"set": "a", "step": 10, "zero_shot": {"accuracy@1": 0.1, "accuracy@5": 0.2}},
-            {"set": "a", "step": 10, "zero_shot": {"accuracy@1": 0.25, "accuracy@5": 0.5}},
-            {"set": "a", "step": 9, "error": "DataError: gone"},
-        ]
-    ).splitlines()
-    assert shown[1].split() == ["a", "9", "FAILED:", "DataError:", "gone"]
-    assert shown[2].split() == ["a", "10", "25.00%", "50.00%"]
 
 
 def test_no_results_is_an_error(tmp_path: Path) -> None:

@@ -76,7 +76,7 @@ def test_clip_benchmark_evaluates_our_export_to_the_same_figures(tmp_path: Path)
         out = tmp_path / f"{task}.json"
         if task == "zeroshot_retrieval":
             (noise / "dataset_type.txt").write_text("retrieval\n")  # which member is read: captions instead of classes
-        run_peer(code, str(noise), str(tmp_path / "export"), task, str(out))
+        run_peer(code, str(noise), str(tmp_path / "export"), task, str(out), timeout_seconds=240)
         found[task] = json.loads(out.read_text())["metrics"]
     assert found["zeroshot_classification"]["acc1"] == pytest.approx(ours["zero_shot"]["accuracy@1"], abs=1e-4)
     assert found["zeroshot_classification"]["acc5"] == pytest.approx(ours["zero_shot"]["accuracy@5"], abs=1e-4)

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
 import re
@@ -70,6 +71,20 @@ def test_training_evaluates_as_the_command_does(tmp_path: Path, noise: Path) -> 
     assert during["zero_shot"] == first["zero_shot"]
 
 
+def test_training_evaluates_averaged_weights_if_there_are_any_and_as_many_samples_as_it_may(
+    tmp_path: Path, noise: Path
+) -> None:
+    cfg, _ = write_run(tmp_path / "runs", {"inline": TINY}, sets=(str(noise),), averaged=True)
+    bounded = dataclasses.replace(cfg.eval, max_samples=20)
+    (during,) = evaluate_checkpoint(cfg.run_dir / "checkpoints" / "step-00000040", bounded, World(), torch.device("cpu"))
+    assert (during["weights"], during["samples"], during["options"]) == ("averaged", 20, {"max_samples": 20})
+    assert main([str(cfg.run_dir), "--averaged", "--max-samples", "20"]) == 0
+    assert len(measured(cfg.run_dir / "eval.jsonl")) == 1, "known: the command measures the same"
+    assert main([str(cfg.run_dir)]) == 0
+    _, plain = measured(cfg.run_dir / "eval.jsonl")
+    assert plain["samples"] == 70 and "weights" not in plain
+
+
 def main_on_ranks(world: World, argv: list[str]) -> int:
     os.environ.update(MASTER_ADDR="localhost", MASTER_PORT="1")  # not used: the ranks are in a group already
     return main(argv)
@@ -101,6 +116,9 @@ def test_a_broken_set_fails_the_command_on_every_rank(tmp_path: Path, noise: Pat
         (["{tmp}"], CheckpointError.exit_code, "neither a run .* nor a checkpoint"),
         (["{run}"], ConfigError.exit_code, "nothing to evaluate: .* give --sets DIR"),
         (["{run}", "--batch-size", "0"], ConfigError.exit_code, "--batch-size 0: must be at least 1"),
+        (["{run}", "--max-samples", "0"], ConfigError.exit_code, "--max-samples 0: must be at least 1"),
+        (["{run}", "--sets", "datacomp"], ConfigError.exit_code, "name of a set; say where named sets lie: --root"),
+        (["{run}", "--table", "--group", "a=b"], DataError.exit_code, "holds no results yet"),
     ],
 )
 def test_what_cannot_work_is_said(

@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from pipeline.dist import World
 from pipeline.errors import DataError
 from pipeline.eval.scores import to_grid
-from pipeline.eval.zero_shot import answers, classifier, prompts, summary
+from pipeline.eval.zero_shot import answers, classifier, summary
 
 ALONE = World()
 
@@ -19,28 +19,9 @@ def circle(*degrees: float) -> torch.Tensor:
     return torch.stack([angles.cos(), angles.sin()], dim=1)
 
 
-def test_prompts_go_class_by_class() -> None:
-    assert prompts(["dog", "cat"], ["{c}", "a {c}.", "one {}"]) == [
-        "dog",
-        "a dog.",
-        "one dog",
-        "cat",
-        "a cat.",
-        "one cat",
-    ]
-    assert prompts(["{brace}"], ["a {c}"]) == ["a {brace}"]
-
-
-def test_prompts_refuse_what_cannot_be_filled_in() -> None:
-    with pytest.raises(DataError, match=r"template 'a photo' has no place for the class name; write \{c\}"):
-        prompts(["dog"], ["a photo"])
-    with pytest.raises(DataError, match="got 0 and 1"):
-        prompts([], ["{c}"])
-
-
 def test_a_class_is_the_direction_between_its_prompts() -> None:
-    weights = classifier(circle(0, 60, 170, 190), num_classes=2)
-    assert torch.allclose(weights, circle(30, 180).double(), atol=1e-7)
+    weights = classifier(circle(0, 60, 170, 190, 80, 90, 100), [2, 2, 3])
+    assert torch.allclose(weights, circle(30, 180, 90).double(), atol=1e-7)
 
 
 def test_accuracy_of_right_answers_is_exactly_one() -> None:

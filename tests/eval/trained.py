@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import dataclasses
 from pathlib import Path
 from typing import Any
 
@@ -35,11 +36,15 @@ def variant(custom_text: bool = True, **text_cfg: Any) -> dict[str, Any]:
 class Weights:
     """Stands where the engine does when a checkpoint is written."""
 
-    def __init__(self, tensors: dict[str, Tensor]) -> None:
-        self.tensors = tensors
+    on_disk = False
+
+    def __init__(self, tensors: dict[str, Tensor], averaged: dict[str, Tensor] | None = None) -> None:
+        self.tensors, self.averaged = tensors, averaged or {}
 
     def snapshot(self) -> Snapshot:
-        return whole(self.tensors)
+        found = whole(self.tensors)
+        found.pieces.extend(dataclasses.replace(piece, kind="ema") for piece in whole(self.averaged).pieces)
+        return found
 
     def restore(self, reader: Reader) -> None:
         raise AssertionError("evaluation restores no engine")
@@ -53,6 +58,7 @@ def write_run(
     sets: tuple[str, ...] = (),
     extra: dict[str, Tensor] | None = None,
     terms: str = "clip",
+    averaged: bool = False,
 ) -> tuple[RunConfig, clip.ClipModel]:
     """A run folder with one checkpoint at step 40; returns its configuration and the model that was saved.
 
@@ -63,6 +69,7 @@ def write_run(
         sets: its evaluation sets.
         extra: tensors that replace or join those of the model in the checkpoint.
         terms: the one term of its loss.
+        averaged: also save averaged weights, which are the saved ones times -1.
     """
     tree = {
         "name": name,
@@ -81,5 +88,6 @@ def write_run(
     (cfg.run_dir / "config.yaml").write_text(dump(cfg))
     weights = {key: tensor.clone() for key, tensor in trained.state_dict().items()} | (extra or {})
     state = TrainState(step=40, samples=1280, settings={})
-    checkpoint.save(cfg.run_dir, Weights(weights), state, world=World(), keep_last=3)
+    average = {key: -tensor for key, tensor in weights.items()} if averaged else None
+    checkpoint.save(cfg.run_dir, Weights(weights, average), state, world=World(), keep_last=3)
     return cfg, trained
