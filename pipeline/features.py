@@ -32,6 +32,9 @@ class Inputs(NamedTuple):
     """int64; see ``Features``."""
     view_params_VbK: Tensor
     """What was done to make each view, fp32; all zeros is nothing at all."""
+    length_b: Tensor | None = None
+    """Tokens of each caption without its padding, int64 in host memory, so that the text tower can leave padding out without
+    asking the device; None where nobody knows."""
 
     def chunk(self, count: int) -> list[Inputs]:
         """The samples in ``count`` equal parts, in order; b divides evenly."""
@@ -40,6 +43,7 @@ class Inputs(NamedTuple):
             self.tokens_bL.chunk(count),
             self.group_b.chunk(count),
             self.view_params_VbK.chunk(count, dim=1),
+            [None] * count if self.length_b is None else self.length_b.chunk(count),
         )
         return [Inputs(*part) for part in zip(*parts, strict=True)]
 

@@ -201,7 +201,7 @@ def _reload(run_dir: Path, export: Path, evalset: Path) -> float:
     return difference
 
 
-def _picture(image: bytes) -> Any:
+def _picture(image: bytes | memoryview) -> Any:
     from pipeline.data.augment import decode
 
     return decode(image, max_pixels=1_000_000)

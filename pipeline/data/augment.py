@@ -57,7 +57,7 @@ class Encoded:
         BadSample: cause image-empty, image-too-large, or image-undecodable; the methods raise the last one too.
     """
 
-    def __init__(self, data: bytes, max_pixels: int) -> None:
+    def __init__(self, data: bytes | memoryview, max_pixels: int) -> None:
         if not data:
             raise BadSample("image-empty", "the image has 0 bytes")
         self._data = data
@@ -118,7 +118,7 @@ class Encoded:
         return BadSample("image-undecodable", f"{type(error).__name__}: {reason} ({len(self._data)} bytes)")
 
 
-def decode(data: bytes, max_pixels: int) -> Image.Image:
+def decode(data: bytes | memoryview, max_pixels: int) -> Image.Image:
     """Bytes to an upright RGB picture; see ``Encoded`` for what is refused."""
     return Encoded(data, max_pixels).image()
 

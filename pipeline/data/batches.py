@@ -57,6 +57,8 @@ class Batch:
     """Decoded pixels, of which ``to`` makes the views."""
     sources: tuple[int, ...] = ()
     """The source of each sample, numbered as in ``config.data.sources``."""
+    length_B: torch.Tensor | None = None
+    """int64, always in host memory: tokens of each caption without the zeros behind it."""
 
     def to(self, device: torch.device) -> Batch:
         """The batch with its tensors on ``device``, all views made; the copy from pinned memory overlaps with computation."""
@@ -127,16 +129,18 @@ class TrainBatches(Dataset["Batch | PipelineError"]):
                 image_VBCHW[view, place] = made_1CHW[0]
             used.append(item._replace(views=()))  # copied above
             drops += [dataclasses.replace(drop, source=sources[place]) for drop in bad]
+        tokens_BL = self._tokenizer([item.caption for item in used]).long()
         return Batch(
             image_VBCHW,
             torch.from_numpy(np.stack([[vector(params) for params in item.params_V] for item in used], axis=1)),
-            self._tokenizer([item.caption for item in used]).long(),
+            tokens_BL,
             torch.tensor([item.group for item in used], dtype=torch.int64),
             tuple(item.key for item in used),
             tuple(drops),
             rows.epoch,
             self._canvases(used) if self._augment.on_device else None,
             tuple(sources),
+            lengths(tokens_BL),
         )
 
     def _canvases(self, used: Sequence[_Item]) -> Canvases:
@@ -180,3 +184,15 @@ class TrainBatches(Dataset["Batch | PipelineError"]):
         # A generator of its own, so that settings about words do not touch the views.
         caption = text.augmented(caption, cfg.text, rng.spawn(1)[0]) if text.is_on(cfg.text) else caption
         return _Item(sample.key, sample.group, caption, params_V, views, canvas)
+
+
+def lengths(tokens_BL: torch.Tensor) -> torch.Tensor:
+    """Tokens of each row up to its last one that is not zero, int64 [B]; all of them where every one is zero.
+
+    Counted from behind, so that an end token that somebody wrote into a caption does not end it: whoever is read there is
+    not changed by what follows.
+
+    >>> lengths(torch.tensor([[5, 0, 9, 0], [5, 9, 0, 0]])).tolist()
+    [3, 2]
+    """
+    return tokens_BL.shape[1] - tokens_BL.ne(0).int().flip(1).argmax(dim=1)

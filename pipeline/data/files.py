@@ -30,7 +30,7 @@ class ByteSource(Protocol):
         """Bytes of the file."""
 
     def read(self, path: str, offset: int, size: int) -> bytes | memoryview:
-        """Bytes ``[offset, offset + size)``; fewer only when the file ends before. A view is good until the next read."""
+        """Bytes ``[offset, offset + size)``; fewer only when the file ends before."""
 
     def stream(self, path: str) -> BinaryIO:
         """The whole file, to be read forwards once."""
@@ -72,7 +72,11 @@ class LocalFiles:
 
     def read(self, path: str, offset: int, size: int) -> bytes | memoryview:
         """Bytes ``[offset, offset + size)``; fewer only when the file ends before."""
-        descriptor = self._open(path)
+        descriptor = self._descriptors.get(path)
+        if descriptor is None:
+            descriptor = self._open(path)
+        else:
+            self._descriptors.move_to_end(path)
         if self._mapped and size:
             return memoryview(self._map(path, descriptor))[offset : offset + size]
         data = os.pread(descriptor, size, offset)
@@ -95,7 +99,8 @@ class LocalFiles:
         """Ask the system to read ahead; it then fetches these ranges side by side, which a network disk needs."""
         for path, offset, size in ranges:
             try:
-                os.posix_fadvise(self._open(path), offset, size, os.POSIX_FADV_WILLNEED)
+                descriptor = self._descriptors[path] if path in self._descriptors else self._open(path)
+                os.posix_fadvise(descriptor, offset, size, os.POSIX_FADV_WILLNEED)
             except OSError:
                 continue  # the read itself will say what is wrong
 
@@ -103,10 +108,6 @@ class LocalFiles:
         """Nothing: the file is here already."""
 
     def _open(self, path: str) -> int:
-        descriptor = self._descriptors.get(path)
-        if descriptor is not None:
-            self._descriptors.move_to_end(path)
-            return descriptor
         descriptor = self._descriptors[path] = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
         if len(self._descriptors) > MAX_OPEN_FILES:
             self._close(next(iter(self._descriptors)))
@@ -120,8 +121,7 @@ class LocalFiles:
 
     def _close(self, path: str) -> None:
         os.close(self._descriptors.pop(path))
-        if path in self._maps:
-            self._maps.pop(path).close()
+        self._maps.pop(path, None)  # unmapped when the last view into it is gone
 
     def close(self) -> None:
         """Close every descriptor of this process; a later read opens them again."""

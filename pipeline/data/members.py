@@ -25,6 +25,7 @@ from typing import Any
 
 from pipeline.config.data import FilterConfig
 from pipeline.data.drops import FILTERED, BadSample
+from pipeline.data.plain import Data
 
 IMAGE_EXTENSIONS = ("jpg", "jpeg", "png", "webp", "gif", "bmp", "tif", "tiff")
 CAPTIONS = '.txt or in .json\'s "captions"'
@@ -33,11 +34,11 @@ MAX_MEMBER_BYTES = 64_000_000
 
 @dataclass(frozen=True)
 class Sample:
-    """One image-text pair as stored: ``image`` still encoded, ``group`` in [0, 2^63), ``label`` None without .cls."""
+    """One image-text pair as stored: ``image`` encoded, a view if big; ``group`` in [0, 2^63), ``label`` None without .cls."""
 
     key: str
     shard: str
-    image: bytes
+    image: Data
     captions: tuple[str, ...]
     group: int
     label: int | None
@@ -66,7 +67,7 @@ class Reading:
     evaluation: bool = False
 
 
-def sample_from(members: Mapping[str, bytes], reading: Reading, shard: str, key: str) -> Sample:
+def sample_from(members: Mapping[str, Data], reading: Reading, shard: str, key: str) -> Sample:
     """The sample that these members are.
 
     Raises:
@@ -97,7 +98,7 @@ def sample_from(members: Mapping[str, bytes], reading: Reading, shard: str, key:
     return Sample(key, shard, image, captions, number, label, meta)
 
 
-def _captions(members: Mapping[str, bytes], stored: Any, reading: Reading) -> tuple[str, ...]:
+def _captions(members: Mapping[str, Data], stored: Any, reading: Reading) -> tuple[str, ...]:
     if not stored:
         text = _text(members)
         stored = text.split("\n") if reading.evaluation else [text]
@@ -106,7 +107,7 @@ def _captions(members: Mapping[str, bytes], stored: Any, reading: Reading) -> tu
     return tuple(caption.strip() for caption in stored if caption.strip())
 
 
-def _named_captions(members: Mapping[str, bytes], meta: Mapping[str, Any], reading: Reading) -> tuple[str, ...]:
+def _named_captions(members: Mapping[str, Data], meta: Mapping[str, Any], reading: Reading) -> tuple[str, ...]:
     """The captions in the places that the source names: a text, or a list of texts, each."""
     found: list[str] = []
     for name in reading.captions:
@@ -127,16 +128,16 @@ def _check_filter(rule: FilterConfig, meta: Mapping[str, Any]) -> None:
         raise BadSample(FILTERED, f"{rule.field} = {value} is not within [{low}, {high}]")
 
 
-def _text(members: Mapping[str, bytes]) -> str:
+def _text(members: Mapping[str, Data]) -> str:
     try:
-        return members.get("txt", b"").decode("utf-8")
+        return str(members.get("txt", b""), "utf-8")
     except UnicodeDecodeError as error:
-        raise BadSample("caption-not-utf8", f"{error}; it begins {members['txt'][:20]!r}") from error
+        raise BadSample("caption-not-utf8", f"{error}; it begins {bytes(members['txt'][:20])!r}") from error
 
 
-def _meta(members: Mapping[str, bytes]) -> dict[str, Any]:
+def _meta(members: Mapping[str, Data]) -> dict[str, Any]:
     try:
-        meta = json.loads(members["json"]) if "json" in members else {}
+        meta = json.loads(bytes(members["json"])) if "json" in members else {}
     except (ValueError, RecursionError) as error:
         raise BadSample("json-invalid", str(error)) from error
     if not isinstance(meta, dict):
@@ -144,10 +145,10 @@ def _meta(members: Mapping[str, bytes]) -> dict[str, Any]:
     return meta
 
 
-def _label(members: Mapping[str, bytes]) -> int | None:
+def _label(members: Mapping[str, Data]) -> int | None:
     if "cls" not in members:
         return None
-    text = members["cls"].decode("ascii", "replace").strip()
+    text = str(members["cls"], "ascii", "replace").strip()
     if not text.isdecimal():
         raise BadSample("label-invalid", f"the .cls member must hold a class number, got {text[:20]!r}")
     return int(text)

@@ -64,6 +64,15 @@ def _is_final(error: Exception) -> bool:
     return isinstance(error, FINAL)
 
 
+def _exactly(system: Any) -> dict[str, str]:
+    """What keeps a file system from reading further than asked: those without ranged reads of their own (``hf://``) go through
+    a buffered file, which would fetch 5 MB for every sample."""
+    from fsspec import AbstractFileSystem
+
+    inherited = getattr(system.cat_file, "__func__", None) is AbstractFileSystem.cat_file
+    return {"cache_type": "none"} if inherited else {}
+
+
 class RemoteFiles:
     """Files behind URLs.
 
@@ -162,7 +171,8 @@ class RemoteFiles:
 
         def more() -> bytes:
             start = offset + len(data)
-            got = cast(bytes, self._system(path).cat_file(path, start=start, end=offset + size))
+            system = self._system(path)
+            got = cast(bytes, system.cat_file(path, start=start, end=offset + size, **_exactly(system)))
             if len(got) > offset + size - start:
                 raise ValueError(f"{path}: asked for {size:,} bytes and got {len(got):,}; the server ignores ranges")
             return got

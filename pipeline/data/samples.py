@@ -29,6 +29,7 @@ from pipeline.data.members import Reading as Reading
 from pipeline.data.members import Sample as Sample
 from pipeline.data.members import group_number as group_number
 from pipeline.data.members import sample_from as sample_from
+from pipeline.data.plain import Data, plain_sample
 from pipeline.data.plan import MAX_LANES
 from pipeline.data.shards import Shard, ShardIndex, check, load_index, resolve
 from pipeline.data.storage import open_storage
@@ -100,7 +101,8 @@ class ShardSet:
             BadSample: this one sample cannot be used; cause, shard and key are in its ``drop``.
             DataError: the index of its whole shard is broken.
         """
-        shard, key, members = self._members(i)
+        shard, index, row, members = self._members(i)
+        key = index.keys[row]
         try:
             return sample_from(members, self._reading, shard.path, key)
         except BadSample as bad:
@@ -128,9 +130,9 @@ class ShardSet:
                 ranges.append((shard.path, int(index.offset[row]), int(index.size[row])))
         self._source.prepare(ranges)
 
-    def members(self, i: int) -> dict[str, bytes]:
-        """The members of sample ``i`` as stored, by extension. Raises as ``read`` does."""
-        return self._members(i)[2]
+    def members(self, i: int) -> dict[str, Data]:
+        """The members of sample ``i`` as stored, by extension; large ones as views. Raises as ``read`` does."""
+        return self._members(i)[3]
 
     def locate(self, i: int) -> tuple[str, str]:
         """Shard path and key of sample ``i``, without reading it."""
@@ -153,7 +155,7 @@ class ShardSet:
             for i in range(self._first[shard], self._first[shard] + min(k, self.counts[shard])):
                 num_read += 1
                 try:
-                    members = self._members(i)[2]
+                    members = self.members(i)
                     found.update(members)
                     self.read(i)
                     return tuple(members)
@@ -213,24 +215,26 @@ class ShardSet:
         self._source.keep(shard.path, shard.num_bytes, shard.sha256)
         return load_index(shard, self._source)
 
-    def _members(self, i: int) -> tuple[Shard, str, dict[str, bytes]]:
+    def _members(self, i: int) -> tuple[Shard, ShardIndex, int, dict[str, Data]]:
         shard, index, row = self._locate(i)
-        key, offset, size = index.keys[row], index.offset.item(row), index.size.item(row)
+        offset, size = index.offset.item(row), index.size.item(row)
         most = self._reading.max_member_bytes
         if size > most:
             detail = f"its members take {size:,} bytes, the bound is {most:,} (data.max_member_bytes)"
-            raise BadSample("sample-too-large", detail, shard=shard.path, key=key)
+            raise BadSample("sample-too-large", detail, shard=shard.path, key=index.keys[row])
         if self.watch is not None:
-            self.watch(shard.path, key)
+            self.watch(shard.path, index.keys[row])
         try:
             buffer = self._source.read(shard.path, offset, size)
         except OSError as error:
-            raise BadSample("read-failed", str(error), shard=shard.path, key=key) from error
+            raise BadSample("read-failed", str(error), shard=shard.path, key=index.keys[row]) from error
         if len(buffer) < size:
             detail = f"only {len(buffer):,} of {size:,} bytes at byte {offset:,}: the shard was cut while in use"
-            raise BadSample("read-failed", detail, shard=shard.path, key=key)
-        try:
-            members = tar.plain_sample(buffer, key)
-            return shard, key, members or tar.parse_sample(bytes(buffer), f"{shard.path} at byte {offset:,}")
-        except DataError as error:
-            raise BadSample("tar-corrupt", str(error), shard=shard.path, key=key) from error
+            raise BadSample("read-failed", detail, shard=shard.path, key=index.keys[row])
+        members = plain_sample(buffer, index.keys.raw(row))
+        if members is None:
+            try:
+                members = {**tar.parse_sample(bytes(buffer), f"{shard.path} at byte {offset:,}")}
+            except DataError as error:
+                raise BadSample("tar-corrupt", str(error), shard=shard.path, key=index.keys[row]) from error
+        return shard, index, row, members

@@ -62,8 +62,11 @@ class Keys(Sequence[str]):
     def __getitem__(self, i: int | slice) -> str | list[str]:
         if isinstance(i, slice):
             return [self[place] for place in range(*i.indices(len(self)))]
-        place = range(len(self))[i]
-        return self._joined[self._bounds.item(place) : self._bounds.item(place + 1)].decode("utf-8", "surrogatepass")
+        return self.raw(range(len(self))[i]).decode("utf-8", "surrogatepass")
+
+    def raw(self, i: int) -> bytes:
+        """Key ``i`` as its bytes in the tar, but for a few that are no UTF-8; for those who cannot wait for a text."""
+        return self._joined[self._bounds.item(i) : self._bounds.item(i + 1)]
 
 
 @dataclass(frozen=True)

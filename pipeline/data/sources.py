@@ -13,6 +13,7 @@ from __future__ import annotations
 import bisect
 import itertools
 import threading
+import time
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import Future
 from typing import TypeVar
@@ -78,12 +79,15 @@ class Sources:
         """Read the first samples of every source, and say what each is.
 
         Raises:
-            DataError: none of a source's first samples can be used, or nothing could be read in ``PREFLIGHT_SECONDS``.
+            DataError: none of a source's first samples can be used, or all of them together took more than
+                ``PREFLIGHT_SECONDS``; the source that was waited for then is named.
         """
+        end = time.monotonic() + PREFLIGHT_SECONDS
         rows = [("source", "shards", "samples", "members")]
         for name, found in zip(self.names, self.sets, strict=True):
             try:
-                members = within(PREFLIGHT_SECONDS, f"source {name}: reading its first sample", found.preflight)
+                left = max(1.0, end - time.monotonic())
+                members = within(left, f"source {name}: reading its first sample", found.preflight)
             except DataError as error:
                 raise DataError(f"source {name}: {error}") from error
             samples = "unknown (inexact)" if isinstance(found, StreamSet) else f"{len(found):,}"

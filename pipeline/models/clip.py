@@ -12,7 +12,7 @@ from pathlib import Path
 from pipeline.config import ModelConfig, ObjectiveConfig
 from pipeline.config.model import HeadsConfig
 from pipeline.features import Scalar, view_name
-from pipeline.models import tuning, weights
+from pipeline.models import draws, tuning, weights
 from pipeline.models.heads import Heads
 from pipeline.models.model import CAPTIONING, ClipModel
 from pipeline.models.scale import LogitScale
@@ -61,6 +61,7 @@ def build(
     config = architecture(model)
     towers = build_towers(config, second_image_tower=model.second_tower == "image")
     accept_any_length(towers.text)
+    draws.by_sample(towers)
     if model.gradient_checkpointing:
         for tower in towers.modules():
             tower.set_grad_checkpointing(True)

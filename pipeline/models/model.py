@@ -17,6 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from pipeline.features import Features, Scalar, view_name
+from pipeline.models.draws import PatchDropout
 from pipeline.models.heads import Heads
 from pipeline.models.scale import BoundedScalar, LogitScale
 from pipeline.models.text import encode
@@ -50,6 +51,7 @@ class ClipModel(nn.Module):
         self.scalars = nn.ModuleDict({name: BoundedScalar(scalar) for name, scalar in (scalars or {}).items()})
         self.lr_scales: dict[str, float] = {}
         """Factors on the learning rate, by parameter name; those of 1 are left out."""
+        self._patch_dropouts = tuple(module for module in self.modules() if isinstance(module, PatchDropout))
         self.locked_modules: list[nn.Module] = []
         """Parts of locked towers, which stay in evaluation mode."""
 
@@ -77,6 +79,11 @@ class ClipModel(nn.Module):
             module.training = False
         return self
 
+    def draw_from(self, seed: int, first: int, count: int) -> None:
+        """Draw the next forward pass's patch dropout for samples ``first`` to ``first + count - 1`` of the step of ``seed``."""
+        for module in self._patch_dropouts:
+            module.draw_from(seed, first, count)
+
     def encode_image(self, image_BCHW: Tensor, params_BK: Tensor | None = None) -> Tensor:
         """Normalised pixels [B, 3, H, W] to unit rows [B, d] in fp32.
 
@@ -90,7 +97,9 @@ class ClipModel(nn.Module):
         """Token ids int64 [B, L] to unit rows [B, d] in fp32."""
         return self._texts(tokens_BL)[0]["text"]
 
-    def forward(self, image_VBCHW: Tensor, tokens_BL: Tensor, group_B: Tensor, view_params_VBK: Tensor) -> Features:
+    def forward(
+        self, image_VBCHW: Tensor, tokens_BL: Tensor, group_B: Tensor, view_params_VBK: Tensor, length_B: Tensor | None = None
+    ) -> Features:
         """One step's embeddings; each view and each text goes through its tower once. See ``Inputs`` and ``Features``."""
         num_views = len(image_VBCHW)
         if self._views_together:
@@ -105,7 +114,7 @@ class ClipModel(nn.Module):
             for view, found in enumerate(views)
             for name, rows_Bd in found.items()
         }
-        texts, text_tokens = self._texts(image_VBCHW[0] if self.second_image_tower else tokens_BL)
+        texts, text_tokens = self._texts(image_VBCHW[0] if self.second_image_tower else tokens_BL, length_B)
         scalars = {name: scalar() for name, scalar in self.scalars.items()}
         features = Features({**embeddings, **texts}, {"scale": self.logit_scale(), **scalars}, group_B)
         if self.text_decoder is None or image_tokens is None or text_tokens is None:
@@ -121,9 +130,9 @@ class ClipModel(nn.Module):
         found = {"image": feature} if self.heads is None else self.heads.of_images(feature, params_BK)
         return {name: _unit_rows(rows) for name, rows in found.items()}, tokens
 
-    def _texts(self, tokens_BL: Tensor) -> tuple[dict[str, Tensor], Tensor | None]:
+    def _texts(self, tokens_BL: Tensor, length_B: Tensor | None = None) -> tuple[dict[str, Tensor], Tensor | None]:
         inputs = tokens_BL.to(self._dtype) if self.second_image_tower else tokens_BL
-        feature, tokens = _split(encode(self.text, inputs))
+        feature, tokens = _split(encode(self.text, inputs, length_B))
         found = {"text": feature} if self.heads is None else self.heads.of_texts(feature)
         return {name: _unit_rows(rows) for name, rows in found.items()}, tokens
 

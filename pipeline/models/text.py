@@ -11,6 +11,7 @@ Shapes: B captions, L tokens, d features.
 
 from __future__ import annotations
 
+import itertools
 from collections import Counter
 from collections.abc import Sequence
 from typing import Any
@@ -49,24 +50,34 @@ def _cut_mask(_: nn.Module, args: tuple[Tensor, ...], options: dict[str, Any]) -
     return args, {**options, "attn_mask": options["attn_mask"][:length, :length]}
 
 
-def encode(tower: nn.Module, tokens_BL: Tensor) -> Any:
+def encode(tower: nn.Module, tokens_BL: Tensor, length_B: Tensor | None = None) -> Any:
     """What ``tower(tokens_BL)`` returns, with as little padding as a few groups of similar length need.
 
     Args:
         tower: a text tower that went through ``accept_any_length``.
         tokens_BL: int64. The number of groups depends on B alone, so that ranks of ZeRO stage 3, which gather weights in
             each call of the tower, make equally many calls.
+        length_B: tokens of each caption up to its end token at least, int64 in host memory. None: the device is asked, which
+            the host waits for.
     """
     if not ignores_padding(tower):
         return tower(tokens_BL)
-    length_B = _end(tower, tokens_BL).cpu()  # the one wait for the device in a step's forward pass
+    if length_B is None:
+        length_B = _end(tower, tokens_BL).cpu()
     order_B = torch.argsort(length_B, stable=True)
     sizes = group_sizes(length_B.tolist(), max(1, min(MAX_GROUPS, len(order_B) // MIN_GROUP)))
+    lengths = length_B[order_B].tolist()
+    there_and_back_2B = _moved(torch.stack([order_B, torch.argsort(order_B)]), tokens_BL.device)
     found = []
-    for rows in torch.split(order_B, sizes):
-        length = min(tokens_BL.shape[1], _rounded(int(length_B[rows[-1]])))
-        found.append(tower(tokens_BL[rows.to(tokens_BL.device), :length]))
-    return torch.cat(found)[torch.argsort(order_B).to(tokens_BL.device)]
+    for rows, last in zip(torch.split(there_and_back_2B[0], sizes), itertools.accumulate(sizes), strict=True):
+        length = min(tokens_BL.shape[1], _rounded(lengths[last - 1]))
+        found.append(tower(tokens_BL[rows, :length]))
+    return torch.cat(found)[there_and_back_2B[1]]
+
+
+def _moved(tensor: Tensor, device: torch.device) -> Tensor:
+    """A host tensor on ``device``; from page-locked memory, for a copy from other memory waits for the device."""
+    return tensor.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else tensor.to(device)
 
 
 def group_sizes(lengths: Sequence[int], num_groups: int) -> list[int]:

@@ -10,7 +10,7 @@ import torch
 
 from pipeline.config import AugmentConfig, TextConfig, ViewConfig
 from pipeline.data import augment
-from pipeline.data.batches import Batch, TrainBatches
+from pipeline.data.batches import Batch, TrainBatches, lengths
 from pipeline.data.plan import sample_rng
 from pipeline.data.samples import ShardSet
 from pipeline.data.views import VIEW_PARAMS, vector
@@ -89,3 +89,10 @@ def test_the_device_makes_the_views_that_workers_would_have_made(shards):
     for field in ("view_params_VBK", "tokens_BL", "group_B"):
         assert torch.equal(getattr(made, field), getattr(workers, field))
     assert (made.keys, made.drops, made.epoch, made.sources) == (workers.keys, workers.drops, workers.epoch, workers.sources)
+
+
+def test_a_batch_knows_the_lengths_of_its_captions_on_the_host(shards):
+    made = batch(shards, AugmentConfig())
+    assert made.length_B.tolist() == [int(row.nonzero().max()) + 1 for row in made.tokens_BL]
+    assert made.to(torch.device("meta")).length_B is made.length_B, "it stays where the host can read it"
+    assert lengths(torch.tensor([[5, 9, 4, 9, 0], [5, 9, 0, 0, 0], [0, 0, 0, 0, 0]])).tolist() == [4, 2, 5]

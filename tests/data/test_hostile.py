@@ -14,6 +14,7 @@ import pytest
 from pipeline.data import tar
 from pipeline.data.drops import BadSample
 from pipeline.data.members import Reading, sample_from
+from pipeline.data.plain import plain_sample
 from pipeline.data.samples import ShardSet
 from pipeline.errors import DataError
 from tests.data.on_disk import one_sample, pair, tar_bytes
@@ -107,15 +108,15 @@ def test_plain_headers_are_read_as_all_others_are():
     samples = {"a": pair(0), "deep/er": {"png": b"", "TXT": b"x" * 511, "json": b"{}"}, "k" * 90: {"txt": b"y" * 513}}
     for key, members in samples.items():
         data = b"".join(tar.member_bytes(f"{key}.{name}", content) for name, content in members.items())
-        assert tar.plain_sample(data, key) == tar.parse_sample(data) == {name.lower(): members[name] for name in members}
+        assert plain_sample(data, key.encode()) == tar.parse_sample(data) == {name.lower(): members[name] for name in members}
         for place in (0, 100, 124, 148, 156, 345, 511):
             changed = data[:place] + bytes([data[place] ^ 1]) + data[place + 1 :]
-            assert tar.plain_sample(changed, key) is None, "any changed bit of a header is noticed"
+            assert plain_sample(changed, key.encode()) is None, "any changed bit of a header is noticed"
             with pytest.raises(DataError):
                 tar.parse_sample(changed)
-        assert tar.plain_sample(data[:-1], key) is None
-        assert tar.plain_sample(data + bytes(512), key) is None
-        assert tar.plain_sample(data, "other") is None
-    assert tar.plain_sample(b"", "a") is None
-    assert tar.plain_sample(tar.member_bytes("a.seg.png", b"x"), "a") is None
+        assert plain_sample(data[:-1], key.encode()) is None
+        assert plain_sample(data + bytes(512), key.encode()) is None
+        assert plain_sample(data, b"other") is None
+    assert plain_sample(b"", b"a") is None
+    assert plain_sample(tar.member_bytes("a.seg.png", b"x"), b"a") is None
     assert tar.parse_sample(tar.member_bytes("a.seg.png", b"x")) == {"seg.png": b"x"}

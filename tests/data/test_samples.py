@@ -7,13 +7,18 @@ import os
 import subprocess
 import sys
 
+import numpy as np
 import pytest
 
+from pipeline.data.augment import Encoded
 from pipeline.data.drops import BadSample
+from pipeline.data.files import LocalFiles
+from pipeline.data.plain import SMALL_MEMBER_BYTES
 from pipeline.data.samples import ShardSet, group_number
-from pipeline.data.shards import Keys
+from pipeline.data.shards import Keys, resolve
 from pipeline.errors import DataError
 from tests.data.on_disk import encoded, one_sample, pair, picture, tar_bytes, write_set
+from tests.data.test_augment import jpeg
 
 PNG = encoded(picture(0))
 
@@ -27,6 +32,19 @@ def test_a_sample_is_its_members(tmp_path):
     assert sample.label == 7
     assert sample.meta == {"style": "flat", "seen": True}
     assert sample.group == group_number("group", "dog") != group_number("caption", "dog")
+
+
+@pytest.mark.parametrize("mapped", [False, True])
+@pytest.mark.parametrize("extension", ["jpg", "png"])
+def test_a_large_picture_is_a_view_that_decodes_as_its_bytes_do(tmp_path, extension, mapped):
+    stored = jpeg(0, 320, 240) if extension == "jpg" else encoded(picture(0, 90))
+    one_sample(tmp_path, {extension: stored, "txt": b"x", "json": b'{"long": "%s"}' % (b"y" * SMALL_MEMBER_BYTES)})
+    source = LocalFiles(mapped=mapped)
+    sample = ShardSet(resolve(str(tmp_path / "one.tar")), source).read(0)
+    assert isinstance(sample.image, memoryview) and len(stored) > SMALL_MEMBER_BYTES
+    assert sample.image == stored and len(sample.meta["long"]) == SMALL_MEMBER_BYTES
+    source.close()
+    assert np.array_equal(Encoded(sample.image, 10**6).pixels(1), Encoded(stored, 10**6).pixels(1)), "after closing, too"
 
 
 @pytest.mark.parametrize("extension", ["jpg", "jpeg", "png", "webp", "gif", "bmp", "tif", "tiff", "PNG", "JPG"])

@@ -57,6 +57,20 @@ def test_features_and_gradients_are_those_of_the_padded_batch(options, count, ca
     assert all(length % 4 == 0 and length <= 40 for length in lengths)
 
 
+@pytest.mark.parametrize("count", [1, 64, 200])
+def test_with_lengths_from_the_host_the_device_is_not_asked(count):
+    """The same groups and features; on the meta device, where there is nothing to look at, it still works."""
+    built, tokens_BL = tower(), captions(count, longest=40)
+    length_B = tokens_BL.argmax(1) + 1
+    assert torch.equal(text.encode(built, tokens_BL, length_B), text.encode(built, tokens_BL))
+    longer_B = (length_B + torch.arange(count) % 9).clamp(max=CONTEXT)
+    assert torch.allclose(unit(text.encode(built, tokens_BL, longer_B)), unit(built(tokens_BL)), atol=1e-6, rtol=0)
+    nowhere = built.to("meta")
+    assert text.encode(nowhere, tokens_BL.to("meta"), length_B).shape == (count, 16)
+    with pytest.raises(NotImplementedError, match="meta"):
+        text.encode(nowhere, tokens_BL.to("meta"))
+
+
 def brute_force(lengths: list[int], num_groups: int) -> int:
     """Tokens of the best of all ways to cut sorted captions into groups."""
     ordered = sorted(-(-length // 4) * 4 for length in lengths)
