@@ -76,10 +76,11 @@ def load_trained(
         ConfigError: weights of ``mix`` do not fit, or the shares are not within 0 and 1.
     """
     from pipeline import checkpoint
-    from pipeline.models import clip, weights
+    from pipeline.models import clip, text_tower_files, weights
 
     run_dir, folder = locate(path)
     cfg = load_config(run_dir / CONFIG)
+    cfg = dataclasses.replace(cfg, model=text_tower_files.unpack(cfg.model, run_dir))
     # Initial weights may be gone by now, and patch dropout and compilation belong to training.
     plain = dataclasses.replace(
         cfg.model,

@@ -9,7 +9,8 @@ import pytest
 from tests import golden
 from tests.golden import Golden
 
-SMALLEST = "emoji_smoke"
+QUICK = ("emoji_smoke", "uniclip_emoji")
+"""The smallest, and the one with every head and several views; the others are slow tests."""
 
 
 def test_every_small_config_has_golden_losses_and_none_is_left_over() -> None:
@@ -18,7 +19,7 @@ def test_every_small_config_has_golden_losses_and_none_is_left_over() -> None:
 
 
 @pytest.mark.parametrize(
-    "name", [SMALLEST, *(pytest.param(name, marks=pytest.mark.slow) for name in golden.names() if name != SMALLEST)]
+    "name", [*QUICK, *(pytest.param(name, marks=pytest.mark.slow) for name in golden.names() if name not in QUICK)]
 )
 def test_losses_are_golden(name: str) -> None:
     expected, found = golden.read(name), golden.compute(name)

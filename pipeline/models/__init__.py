@@ -5,6 +5,7 @@ projection.py  taking a tower's projection out of it
 heads.py       UniCLIP's f_A, g_I, g_T; independent features; SimCLR's projector
 scale.py       the learned temperature and other bounded numbers
 text.py        text towers without padding
+draws.py       patch dropout by step and sample, whoever computes it
 model.py       ClipModel: pixels and tokens -> Features
 clip.py        a run's configuration -> its ClipModel
 weights.py     files of weights, of several layouts -> a model; blends of models

@@ -23,9 +23,10 @@ from pipeline.data.augment import normalise
 from pipeline.data.loader import train_batches
 from pipeline.data.views import VIEW_PARAMS
 from pipeline.engine.parameters import parameter_groups
-from pipeline.features import Inputs
+from pipeline.features import Features, Inputs
 from pipeline.losses import Objective
 from pipeline.models import clip, towers
+from tests import tiny
 
 CONFIGS = sorted((Path(__file__).parents[2] / "configs").glob("*.yaml"))
 TEXT = {"context_length": 16, "vocab_size": 49408, "width": 32, "heads": 2, "layers": 1}
@@ -109,3 +110,22 @@ def test_there_are_presets_for_every_paper() -> None:
 def test_locks_and_factors_survive_being_made_tiny() -> None:
     given = ModelConfig(architecture="RN50", image_tower=TowerConfig(init_weights="x", locked=True))
     assert tiny_model(given).image_tower == TowerConfig(locked=True)
+
+
+@pytest.mark.parametrize(("weight", "parts"), [(1.0, True), (0.7, True), (0.3, False), (0.0, False)])
+def test_from_narrow_cones_cross_uniformity_over_one_half_drives_the_modalities_apart(weight: float, parts: bool) -> None:
+    """Why the small CUAXU preset ramps it: docs/uniclip.md derives the threshold."""
+    image, text = (
+        (
+            torch.nn.functional.one_hot(torch.tensor(axis), 32) + 1e-3 * torch.randn(16, 32, generator=torch.manual_seed(axis))
+        ).float()
+        for axis in (0, 1)
+    )
+    nearer = torch.zeros((), requires_grad=True)
+    moved = torch.nn.functional.normalize(text + nearer * image, dim=1)
+    features = Features(
+        {"image": torch.nn.functional.normalize(image, dim=1), "text": moved}, {"scale": torch.tensor(100.0)}, torch.arange(16)
+    )
+    terms = {"uniformity": {}, "alignment": {}, "cross_uniformity": {"weight": weight}}
+    (slope,) = torch.autograd.grad(tiny.objective(terms)(features, step=0).total, nearer)
+    assert slope.item() == pytest.approx(4 * weight - 2, abs=0.02) and (slope.item() > 0) == parts
