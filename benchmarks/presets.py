@@ -72,6 +72,9 @@ RUNS = {
     "separation": Run("latent_structures_separation_emoji"),
     "bridge": Run("latent_structures_bridge_emoji"),
     "consistency": Run("latent_structures_consistency_emoji"),
+    "in-modal only": Run(
+        "latent_structures_consistency_emoji", ("objective.terms={clip: {weight: 0.5}, in_modal: {weight: 0.5}}",)
+    ),
     "uniclip": Run("uniclip_emoji"),
     "uniclip without f_A": Run("uniclip_emoji", ("model.heads.augmentation=null",)),
     "tuning": Run("m3mix_finetune_emoji", (CLIP_ONLY,)),

@@ -76,6 +76,10 @@ class Reader(Protocol):
 class Saveable(Protocol):
     """What a checkpoint asks of whatever it saves."""
 
+    @property
+    def on_disk(self) -> bool:
+        """Whether a snapshot reads files instead of showing live memory."""
+
     def snapshot(self) -> Snapshot:
         """This rank's share, as views of live memory; no communication."""
 

@@ -8,8 +8,8 @@
 
 The numbers stay on the device and are copied to the host behind the step's own work, so nothing waits: ``read`` gives the steps
 up to the one before the last. Where the loop looks at numbers anyway (a log record, a save) ``read(latest=True)`` gives all of
-them. Either way each rank reads the same beats at the same place in the loop, so decisions that rest on them agree without
-any further word between ranks.
+them, and so does finding a wish among the others, since a save follows. Either way each rank reads the same beats at the same
+place in the loop, so decisions that rest on them agree without any further word between ranks.
 """
 
 from __future__ import annotations
@@ -87,9 +87,9 @@ class Pulse:
         self._pending.append((step, searching, numbers, arrived))
 
     def read(self, *, latest: bool = False) -> list[Beat]:
-        """The steps that were not read yet: without the last one, unless ``latest``."""
-        beats = []
-        while len(self._pending) > (0 if latest else 1):
+        """The steps that were not read yet: without the last one, unless ``latest`` or a wish is among them."""
+        beats: list[Beat] = []
+        while len(self._pending) > (0 if latest or any(beat.stop or beat.save for beat in beats) else 1):
             step, searching, numbers, arrived = self._pending.popleft()
             if arrived is not None:
                 arrived.synchronize()

@@ -92,7 +92,7 @@ def train(cfg: RunConfig, world: World, pace: Pace | None = None) -> None:
     from pipeline.eval.evaluate import evaluate_checkpoint
     from pipeline.figures import drop_figures, eval_figures, keys_digest, loss_figures
     from pipeline.losses.objective import Objective, gradient_norms
-    from pipeline.models import clip
+    from pipeline.models import clip, draws
     from pipeline.numbers import NumbersWatch
     from pipeline.pulse import Pulse
     from pipeline.speed import Speedometer
@@ -112,12 +112,11 @@ def train(cfg: RunConfig, world: World, pace: Pace | None = None) -> None:
         objective = Objective(cfg.objective, seed=cfg.seed, total_steps=cfg.train.steps)
         objective.check(clip.domains(len(cfg.augment.views), cfg.model))
         model = clip.build(cfg.model, cfg.objective, objective.scalars(), num_view_params=len(VIEW_PARAMS))
+        draws.announce(model)
         speed = Speedometer(cfg, world, device, model, len(VIEW_PARAMS))
         engine = Engine(model, cfg.optim, cfg.engine, world=world, device=device, **sizes)
         micro = MicroBatches(engine, cfg.train.micro_batches)
-        logger.info(
-            "device %s, ZeRO stage %d, %s (%s)", device, cfg.engine.zero_stage, engine.precision, engine.precision_reason
-        )
+        logger.info("%s, ZeRO stage %d, %s (%s)", device, cfg.engine.zero_stage, engine.precision, engine.precision_reason)
         generation = checkpoint.Generation.claim(cfg.run_dir, world)
         saver = checkpoint.Saver(cfg.checkpoint, cfg.run_dir, engine, world=world, generation=generation)
         settings = checkpoint.pinned_settings(cfg, world, engine.precision)
@@ -126,14 +125,15 @@ def train(cfg: RunConfig, world: World, pace: Pace | None = None) -> None:
         provenance.write(cfg, world, engine.ds_config)
         feed = Feed(functools.partial(batches_after, cfg, world, model), state)
         log = logs.MetricsLog(cfg, world, state.step)
-        drops, numbers, pulse, clock = DropBudget(), NumbersWatch(cfg.numbers), Pulse(device), signals.SaveWish(cfg.checkpoint)
+        drops, pulse, clock = DropBudget(), Pulse(device), signals.SaveWish(cfg.checkpoint)
+        numbers = NumbersWatch(cfg.numbers, state.notes)
 
         # ---- the loop ----
         engine.train()
         for batch in pace.waiting_for(iter(feed)):
             step = state.step
             pace.enter("forward", step)
-            features = micro.forward(inputs_of(batch, cfg.model, device), seed=step_seed(cfg.seed, step, world.rank))
+            features = micro.forward(inputs_of(batch, cfg.model, device), seed=step_seed(cfg.seed, step))
             pace.enter("loss", step)
             losses = objective(features, step=step, epoch=batch.epoch)
             mean_loss = pulse.share(losses.total, stop=wish.reason != "", save=clock.due)
@@ -172,7 +172,7 @@ def train(cfg: RunConfig, world: World, pace: Pace | None = None) -> None:
             if saving or stopping or any(beat.save and clock.counts(beat.step) for beat in beats):
                 pace.enter("save", state.step)
                 clock.granted(state.step)
-                saver.begin(state)
+                saver.begin(dataclasses.replace(state, notes={**state.notes, **numbers.notes()}))
             if saving and is_evaluated(cfg, state.step):
                 pace.enter("evaluate", state.step)
                 saver.wait()
@@ -193,11 +193,11 @@ def train(cfg: RunConfig, world: World, pace: Pace | None = None) -> None:
     logger.info("done: %d steps, %d pairs, in %s", state.step, state.samples, cfg.run_dir)
 
 
-def step_seed(seed: int, step: int, rank: int) -> int:
-    """What torch's generator starts a step from; different for every seed, step, and rank."""
+def step_seed(seed: int, step: int) -> int:
+    """What dropout draws from in a step, equal on all ranks; different for every seed and step."""
     import numpy as np
 
-    return int(np.random.SeedSequence([seed, step, rank]).generate_state(1, np.uint64)[0])
+    return int(np.random.SeedSequence([seed, step]).generate_state(1, np.uint64)[0])
 
 
 def stop_at(cfg: RunConfig, world: World) -> float | None:
@@ -264,7 +264,7 @@ def inputs_of(batch: Batch, model: ModelConfig, device: torch.device) -> Inputs:
 
     batch = batch.to(device)
     image_VBCHW = normalise(batch.image_VBCHW, model.image_mean, model.image_std)
-    return Inputs(image_VBCHW, batch.tokens_BL, batch.group_B, batch.view_params_VBK)
+    return Inputs(image_VBCHW, batch.tokens_BL, batch.group_B, batch.view_params_VBK, batch.length_B)
 
 
 def go_back(cfg: RunConfig, engine: Engine, settings: dict[str, Any], lost: TrainState, world: World) -> TrainState:

@@ -70,7 +70,7 @@ def attack(folder: Path, rounds: int, seed: int, say: Any = lambda text: None) -
         "train__steps": steps,
         "train__max_starts_without_progress": 0,
         "engine__zero_stage": draw.choice([1, 2, 3]),
-        "engine__heartbeat_seconds": 0.3,
+        "engine__heartbeat_seconds": 0.5,
         "engine__collective_timeout_seconds": 30,  # a rank that is killed before the ranks have met is missed only then
         "checkpoint__every_steps": 2,
         "checkpoint__keep_last": 4,

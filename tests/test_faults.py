@@ -204,7 +204,7 @@ def test_many_bad_steps_lead_back_to_the_last_checkpoint_and_past_the_batches_si
     assert [passed[step] for step in (1, 2, 3)] == [normal[step] for step in (1, 2, 3)]
     assert [passed[step] for step in (4, 5, 6, 7, 8)] == [normal[step] for step in (6, 7, 8, 9, 10)]
     end = checkpoint.newest(cfg.run_dir)
-    assert end is not None and checkpoint.read_state(end).notes == {"passed_over": 2}
+    assert end is not None and checkpoint.read_state(end).notes["passed_over"] == 2
 
 
 def test_numbers_that_stay_bad_end_every_rank_with_one_code(undisturbed: RunConfig, tmp_path: Path) -> None:
@@ -215,6 +215,14 @@ def test_numbers_that_stay_bad_end_every_rank_with_one_code(undisturbed: RunConf
     without = like(undisturbed, tmp_path, name="without", numbers__max_skips_in_a_row=2, checkpoint__every_steps=0)
     ends = run_ranks(poisoned, 2, without, dict.fromkeys(range(20), 9), float("nan"))
     assert all("there is no checkpoint yet to go back to" in message for _, _, message in ends)
+
+
+def test_bad_steps_in_a_row_add_up_over_starts(undisturbed: RunConfig, tmp_path: Path) -> None:
+    """Every start is asked to stop after one step of three that would be too many; the run ends nevertheless."""
+    cfg = like(undisturbed, tmp_path, numbers__max_skips_in_a_row=3, numbers__max_rollbacks=0, train__time_limit_minutes=1e-6)
+    ends = [run_ranks(always_nan, 1, cfg)[0] for _ in range(3)]
+    assert [name for name, _, _ in ends] == ["Stopped", "Stopped", "NumericsError"]
+    assert "the loss is nan at step 3, the last of 3 skipped in a row" in ends[-1][2]
 
 
 def test_starts_that_lead_nowhere_are_refused(undisturbed: RunConfig, tmp_path: Path) -> None:

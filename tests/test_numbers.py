@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 
 import pytest
@@ -35,13 +36,32 @@ def test_a_row_of_skips_leads_back_so_often_and_then_ends_the_run() -> None:
 def test_fp16_looking_for_its_scale_is_no_bad_step() -> None:
     watch = NumbersWatch(NumbersConfig(max_skips_in_a_row=2))
     assert not watch.must_go_back([beat(step, skipped=True, searching=True, norm=math.inf) for step in range(20)])
-    assert watch.skipped == 20
+    assert watch.counts.skipped == 20
 
 
 def test_a_spike_stands_out_of_the_steps_before_and_does_not_become_usual() -> None:
     watch = NumbersWatch(NumbersConfig(spike_factor=5))
     watch.must_go_back([beat(0, norm=100.0)])  # the first steps say nothing yet
     watch.must_go_back([beat(step, norm=1.0 + 0.1 * (step % 3)) for step in range(1, 60)])
-    assert watch.spikes == 0
+    assert watch.counts.spikes == 0
     watch.must_go_back([beat(60, norm=40.0), beat(61, norm=40.0), beat(62, norm=1.0)])
-    assert watch.spikes == 2
+    assert watch.counts.spikes == 2
+
+
+def test_counts_go_on_in_the_next_start() -> None:
+    """A batch that always fails ends the run even if the run is stopped before each time that would be too often."""
+    cfg, notes = NumbersConfig(max_skips_in_a_row=3, max_rollbacks=0), {"passed_over": 4}
+    for step in (4, 5):
+        watch = NumbersWatch(cfg, notes)
+        assert not watch.must_go_back([beat(step, skipped=True, norm=math.inf)])
+        notes = json.loads(json.dumps({**notes, **watch.notes()}))
+    with pytest.raises(NumericsError, match="the last of 3 skipped in a row"):
+        NumbersWatch(cfg, notes).must_go_back([beat(6, skipped=True, norm=math.inf)])
+
+
+def test_a_spike_is_one_in_the_next_start_too() -> None:
+    watch = NumbersWatch(NumbersConfig(spike_factor=5))
+    watch.must_go_back([beat(step) for step in range(20)])
+    resumed = NumbersWatch(NumbersConfig(spike_factor=5), watch.notes())
+    resumed.must_go_back([beat(21, norm=40.0)])
+    assert resumed.figures() == {"skipped": 0, "grad_spikes": 1, "rollbacks": 0}

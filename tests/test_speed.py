@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import time
+from pathlib import Path
 
 import pytest
 import torch
 from torch import nn
 
 from pipeline import flops
+from pipeline.dist import World
 from pipeline.pace import Pace
-from pipeline.speed import flops_per_sample
+from pipeline.speed import Speedometer, flops_per_sample
 from tests import tiny
+from tests.runs import run_config
 
 
 def test_flops_are_two_per_multiply_add_and_nothing_is_computed() -> None:
@@ -55,3 +58,22 @@ def test_saving_and_evaluating_are_left_out_of_throughput_and_may_take_long(monk
         now[0] += 100
         assert not pace.where().may_stall and pace.where().seconds == 100
     assert pace.lap(8) == {"samples_per_second": 2 * 8 / 8, "data_wait_share": 0.25}
+
+
+def test_a_record_has_utilisation_and_time_to_the_end(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """100 samples a second in batches of 12: 1,000 steps take 120 s, of which 40 steps are done."""
+    now = [0.0]
+    for clock in ("perf_counter", "monotonic"):
+        monkeypatch.setattr(time, clock, lambda: now[0])
+    cfg = run_config(tmp_path, train__steps=1000, log__peak_tflops=1e-3)
+    model, pace = tiny.model(), Pace()
+    speed = Speedometer(cfg, World(), torch.device("cpu"), model, tiny.VIEW_PARAMS)
+    laps = []
+    for step, _ in enumerate(pace.waiting_for(iter(range(41)))):
+        if step in (20, 40):
+            laps.append(speed.lap(pace, step))
+        now[0] += 0.12
+    assert "eta_seconds" not in laps[0] and laps[1]["eta_seconds"] == pytest.approx(960 * 0.12)
+    operations = 3 * flops_per_sample(model, 1, tiny.VIEW_PARAMS) * 100
+    assert laps[1]["tflops_per_device"] == pytest.approx(operations / 1e12)
+    assert laps[1]["mfu"] == pytest.approx(operations / 1e9)

@@ -20,7 +20,7 @@ import shutil
 import threading
 import time
 from collections.abc import Callable
-from concurrent.futures import Future
+from concurrent.futures import Future, wait
 from pathlib import Path
 from typing import Any
 
@@ -51,7 +51,7 @@ class Saver:
         world: World,
         generation: Generation | None = None,
     ) -> None:
-        """Prepare; nothing is written yet.
+        """Prepare; nothing is written yet. A thread makes the memory for the first copy ready meanwhile.
 
         Args:
             generation: this start's claim on the folder; None for a single process that nobody competes with.
@@ -71,6 +71,11 @@ class Saver:
         self._gone: list[str] = []
         self._begun = 0.0
         self._figures = {"failures": 0.0, "upload_failures": 0.0, "stall_seconds": 0.0, "write_seconds": 0.0}
+        self._ready: Future[None] | None = None
+        """Host memory for the first copy: a thread touches every page of it, so that no step waits for that."""
+        if not engine.on_disk:  # else even looking at the state means to read all of it
+            pieces = engine.snapshot().pieces
+            self._ready = _in_thread(lambda: self._staging.reserve(pieces))
         self.last_error = ""
         """Why the last save failed; empty after one that did not."""
 
@@ -88,6 +93,9 @@ class Saver:
         if failure := self._on_main(lambda: self._start(draft)):
             self._failed(draft, failure)
             return
+        if self._ready is not None:
+            wait([self._ready])  # memory that it could not have is asked for again below
+            self._ready = None
         self._staging.copy(snapshot.pieces)
         shard = draft.writing / draft.shard(self._world.rank)
         self._draft, self._publishing = draft, False

@@ -21,19 +21,25 @@ from pipeline.pieces import MODEL_KINDS, Piece
 
 
 class Staging:
-    """Host memory that snapshots are copied to, which training waits for. Kept, so that only the first save pays for it."""
+    """Host memory that snapshots are copied to, which training waits for. Kept: new memory costs several times the copy."""
 
     def __init__(self) -> None:
         self._memory = torch.empty(0, dtype=torch.uint8)
         self._header, self._size = b"", 0
 
+    def reserve(self, pieces: list[Piece]) -> None:
+        """Have memory for such pieces, every page of it touched; ``copy`` would do it otherwise."""
+        self._reserve(*_layout(pieces))
+
+    def _reserve(self, layout: Layout, gpu: bool) -> None:
+        if len(self._memory) < layout.size:
+            self._memory = torch.empty(layout.size, dtype=torch.uint8, pin_memory=gpu).zero_()
+
     def copy(self, pieces: list[Piece]) -> None:
         """Copy live memory, from the GPU through pinned memory; when it returns, training may change it."""
-        named = {f"{piece.kind}/{piece.name}@{piece.start}": piece.values for piece in pieces}
-        layout = Layout.of({key: (values.dtype, tuple(values.shape)) for key, values in named.items()})
-        gpu = any(values.is_cuda for values in named.values())
-        if len(self._memory) < layout.size:
-            self._memory = torch.zeros(layout.size, dtype=torch.uint8, pin_memory=gpu)
+        named = _named(pieces)
+        layout, gpu = _layout(pieces)
+        self._reserve(layout, gpu)
         for key, (start, stop) in layout.places.items():
             self._memory[start:stop].view(named[key].dtype).copy_(named[key], non_blocking=True)
         if gpu:
@@ -43,6 +49,16 @@ class Staging:
     def write(self, path: Path) -> Entry:
         """Write what was last copied."""
         return write(path, [self._header, raw(self._memory[: self._size])])
+
+
+def _named(pieces: list[Piece]) -> dict[str, torch.Tensor]:
+    return {f"{piece.kind}/{piece.name}@{piece.start}": piece.values for piece in pieces}
+
+
+def _layout(pieces: list[Piece]) -> tuple[Layout, bool]:
+    """Where the pieces go in a file, and whether some come from a GPU."""
+    layout = Layout.of({key: (values.dtype, tuple(values.shape)) for key, values in _named(pieces).items()})
+    return layout, any(piece.values.is_cuda for piece in pieces)
 
 
 class Shards:

@@ -33,6 +33,7 @@ from pipeline.engine.average import WeightAverage
 from pipeline.engine.ds_config import ds_config, resolve_precision
 from pipeline.engine.gate import Gate
 from pipeline.engine.parameters import parameter_groups
+from pipeline.engine.reduction import Reduction, applies
 from pipeline.engine.state import OptimizerState, pieces
 from pipeline.errors import ConfigError
 from pipeline.features import Features, Inputs
@@ -87,10 +88,22 @@ class Engine:
             )
         except (ValueError, TypeError, AssertionError) as error:
             raise ConfigError(f"DeepSpeed refuses this configuration: {error}\nit was told: {self.ds_config}") from error
+        self._reduction: Reduction | None = None
+        if applies(self._optimizer, engine.deepspeed):
+            order = {id(parameter): place for place, parameter in enumerate(self._ds.module.parameters())}
+            self._reduction = Reduction(self._optimizer, order, early=engine.zero_stage == 2)
+            self._ds.enable_backward_allreduce = False
         self._gate = Gate(self._ds.basic_optimizer, self._optimizer, device)
-        if isinstance(self._optimizer, torch.optim.AdamW) and optim.grad_clip_norm is not None:
-            # Stage 0 in fp32 or autocast: DeepSpeed would compute the norm a second time, tensor by tensor.
-            self._ds._config.gradient_clipping, self._gate.clip_norm = 0.0, optim.grad_clip_norm
+        if self._gate.can_clip and self.precision != "fp16":  # which unscales and clips in one
+            # Stage 0: DeepSpeed would compute the norm a second time, tensor by tensor. Others: one more pass over gradients,
+            # and the norm in fp64, of a copy of each gradient.
+            self._gate.clip_norm = optim.grad_clip_norm
+            self._ds._config.gradient_clipping = self._optimizer.clip_grad = 0.0
+            self._optimizer.compute_grad_norm = self._reduction is None
+        # Not torch.manual_seed: it formats a stack for every device that is not in use, a hundred times the work.
+        self._generators = [torch.default_generator]
+        if device.type == "cuda":
+            self._generators.append(torch.cuda.default_generators[device.index or 0])
         self._state = OptimizerState(self._ds)
         self._average = WeightAverage(self._state, engine.ema_decay) if engine.ema_decay is not None else None
 
@@ -107,6 +120,18 @@ class Engine:
         """Switch dropout and the like off."""
         self._ds.eval()
 
+    def draw_from(self, seed: int, place: int, count: int, samples: int) -> None:
+        """Fix what the next forward pass draws at random.
+
+        Args:
+            seed: the step's, equal on all ranks.
+            place: of the micro-batch among this rank's ``count`` of ``samples`` each.
+        """
+        number = self._ds.global_rank * count + place
+        for generator in self._generators:
+            generator.manual_seed((seed + number) % 2**64)
+        self.module.draw_from(seed, first=number * samples, count=samples)
+
     def forward(self, inputs: Inputs) -> Features:
         """This rank's features; see ``ClipModel.forward``."""
         features: Features = self._ds(*inputs)
@@ -117,7 +142,11 @@ class Engine:
 
         Gradients are averaged over ranks; the parts of a step add up, and ``step`` follows the last one.
         """
+        if self._reduction is not None:
+            self._reduction.expect(last=last)
         self._ds.backward(loss, scale_wrt_gas=False)
+        if self._reduction is not None:
+            self._reduction.finish(last=last)
         if not last:
             self._ds.step()  # counts the micro-batch; moves nothing
 
@@ -133,9 +162,7 @@ class Engine:
         """
         for group in self._optimizer.param_groups:
             group["lr"] = lr * group["lr_scale"]
-        # Without a wrapped optimizer (stage 0 in fp32 or autocast) DeepSpeed reports no norm.
-        unwrapped = isinstance(self._optimizer, torch.optim.Optimizer)
-        self._gate.arm(max_norm, veto, self._gradient_norm() if unwrapped else None)
+        self._gate.arm(max_norm, veto, self._gradient_norm())
         self._ds.step()
         norm = self._gate.settle()
         if self._average is not None:
@@ -152,10 +179,20 @@ class Engine:
         """Whether the last step was skipped only because fp16's loss scale was too high; it is lower now."""
         return self._gate.searching
 
-    def _gradient_norm(self) -> Tensor:
+    def _gradient_norm(self) -> Tensor | None:
+        """The global norm where it is at hand; None where DeepSpeed computes one."""
+        if self._reduction is not None and not self._optimizer.compute_grad_norm:
+            return self._reduction.norm()
+        if not isinstance(self._optimizer, torch.optim.Optimizer):
+            return None
         norms = torch._foreach_norm([p.grad for p in self.module.parameters() if p.grad is not None])
         total: Tensor = torch.stack(norms).norm()
         return total
+
+    @property
+    def on_disk(self) -> bool:
+        """Whether the optimizer's state is in files, which a snapshot reads."""
+        return self._state.on_disk
 
     def snapshot(self) -> Snapshot:
         """This rank's share of weights, optimizer state and averages, as views of live memory; no communication.

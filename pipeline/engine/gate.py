@@ -46,7 +46,9 @@ class Gate:
         """Gradients are scaled down to this norm where the optimizer takes them; None where somebody else clips."""
         self.searching = False
         """The last step was skipped because fp16's loss scale was too high and went down: usual, and no sign of bad numbers."""
-        if getattr(optimizer, "_step_supports_amp_scaling", False):
+        self.can_clip = bool(getattr(optimizer, "_step_supports_amp_scaling", False))
+        """Whether the optimizer takes a factor on its gradients."""
+        if self.can_clip:
             optimizer.register_step_pre_hook(self._before_step)
         else:
             update = optimizer.step
@@ -76,7 +78,7 @@ class Gate:
             return torch.full((), float("inf"), device=self._device)
         self.searching = False
         self.skipped = self._decide()
-        return self._read_norm()
+        return self._read_norm().nan_to_num(nan=float("inf"), posinf=float("inf"))
 
     def _before_step(self, optimizer: Any, args: Any, kwargs: Any) -> None:
         optimizer.found_inf = self._decide()

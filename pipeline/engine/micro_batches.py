@@ -14,7 +14,8 @@ Size under Memory Limited Setup".)
 
 With count = 1 there is no second forward pass. The features are leaves either way: the loss may be differentiated as often as
 one likes (each term's own gradient norm, say) without touching the engine, whose hooks expect one backward pass per step.
-Dropout is the same in both passes: each micro-batch has a seed.
+Dropout is the same in both passes: patches are dropped by sample (``models/draws.py``), so that the number of micro-batches
+does not matter, and what torch's generator draws has a seed per rank and micro-batch.
 """
 
 from __future__ import annotations
@@ -42,7 +43,7 @@ class MicroBatches:
 
         Args:
             inputs: their number of samples divides evenly by ``count``.
-            seed: what dropout draws from in this step on this rank.
+            seed: what dropout draws from in this step, at most 64 bits; the same on every rank.
         """
         self._seed = seed
         self._parts = inputs.chunk(self._count)
@@ -77,5 +78,5 @@ class MicroBatches:
         self._live = self._leaves = None
 
     def _run(self, place: int) -> Features:
-        torch.manual_seed(self._seed + place)
+        self._engine.draw_from(self._seed, place, self._count, len(self._parts[place].group_b))
         return self._engine.forward(self._parts[place])

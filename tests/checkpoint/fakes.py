@@ -37,6 +37,8 @@ def state(step: int) -> TrainState:
 class FakeEngine:
     """``size`` equal weights and a moment, cut over ranks; an average too where asked for."""
 
+    on_disk = False
+
     def __init__(self, value: float = 0.0, world: World | None = None, *, size: int = 10, averaged: bool = False) -> None:
         self.world, self.size, self.updates = world or World(), size, 0
         low, high = share(size, self.world.rank, self.world.size)

@@ -23,10 +23,10 @@ def run(world: World, cfg: RunConfig) -> None:
 
 
 def test_a_run_goes_on_at_other_world_sizes_and_stages_with_the_same_losses(tmp_path: Path) -> None:
-    """1 -> 2 -> 4 -> 3 ranks, stages 0 -> 1 -> 2 -> 3, also in micro-batches; a mixup whose draws belong to the step."""
+    """1 -> 2 -> 4 -> 3 ranks, stages 0 -> 1 -> 2 -> 3, also in micro-batches; patch dropout and mixup draw by step."""
     write_shards(tmp_path / "shards")
     common = {
-        "model__patch_dropout": 0.0,  # what it drops is drawn by each rank
+        "model__patch_dropout": 0.25,
         "objective__terms": {"clip": {}, "v_mix": {"weight": 0.3}},
         "checkpoint__every_steps": 2,
         "train__steps": 8,

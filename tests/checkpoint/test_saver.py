@@ -12,6 +12,7 @@ import torch
 
 from pipeline import checkpoint
 from pipeline.checkpoint import Generation, Saver
+from pipeline.checkpoint.shards import Staging
 from pipeline.config import CheckpointConfig
 from pipeline.dist import World
 from pipeline.errors import CheckpointError, Superseded
@@ -199,6 +200,8 @@ def half_precision(world: World, run: str) -> Any:
     class Mixed:
         """Wide, narrow and whole-number tensors, none of them a multiple of the others' size."""
 
+        on_disk = False
+
         tensors = {
             "half": ("frozen", torch.arange(3, dtype=torch.bfloat16)),
             "count": ("buffer", torch.tensor([7])),
@@ -222,3 +225,27 @@ def test_tensors_of_every_width_share_a_file(tmp_path: Path) -> None:
     assert weights["half"].dtype == torch.float32 and weights["half"].tolist() == [0, 1, 2]
     assert weights["count"].tolist() == [7] and weights["flag"].tolist() == [True, False, True]
     assert weights["w"].tolist() == [0, 1, 2, 3, 4]
+
+
+def test_memory_for_the_first_copy_is_made_ready_at_the_start(tmp_path: Path) -> None:
+    pieces = FakeEngine(1.0, size=1000).snapshot().pieces
+    staging = Staging()
+    staging.reserve(pieces)
+    memory = staging._memory.data_ptr()
+    staging.copy(pieces)
+    assert staging._memory.data_ptr() == memory and len(staging._memory) >= 8000
+
+
+def test_a_state_on_disk_is_not_read_at_the_start(tmp_path: Path) -> None:
+    class OnDisk(FakeEngine):
+        on_disk, looks = True, 0
+
+        def snapshot(self) -> Any:
+            self.looks += 1
+            return super().snapshot()
+
+    engine = OnDisk(2.0)
+    saver = Saver(CheckpointConfig(), tmp_path, engine, world=World())
+    assert engine.looks == 0
+    saver.save(state(1))
+    assert engine.looks == 1

@@ -30,6 +30,9 @@ class Captioner:
         extras = {"caption_logits": logits_bLC, "caption_labels": labels(inputs.tokens_bL)}
         return Features({"image": unit_bd, "text": unit_bd.flip(1)}, {"scale": torch.tensor(5.0)}, inputs.group_b, extras)
 
+    def draw_from(self, seed: int, place: int, count: int, samples: int) -> None:
+        """It draws nothing."""
+
     def backward(self, loss: Tensor, *, last: bool) -> None:
         loss.backward()
 
