@@ -167,7 +167,7 @@ def engine(args: argparse.Namespace, world: Any, stage: int, zero: dict[str, Any
     from pipeline.config import EngineConfig, OptimConfig
     from pipeline.engine.engine import Engine
     from pipeline.engine.micro_batches import MicroBatches
-    from pipeline.pulse import Pulse
+    from pipeline.watching.pulse import Pulse
 
     build, inputs = model_and_batch(args)
     device = torch.device("cpu")

@@ -158,11 +158,11 @@ def _side(image_size: int | Sequence[int]) -> int:
 
 def _gpu_rate(cfg: RunConfig, gpu: str, mfu: float) -> float:
     """Samples per second that one GPU trains at this share of its peak."""
-    from pipeline import flops
     from pipeline.data.views import VIEW_PARAMS
     from pipeline.losses import Objective
     from pipeline.models import clip
-    from pipeline.speed import flops_per_sample
+    from pipeline.watching import flops
+    from pipeline.watching.speed import flops_per_sample
 
     peak = flops.peak_tflops(gpu)
     if peak is None:

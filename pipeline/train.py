@@ -18,12 +18,13 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
-from pipeline import config, signals
+from pipeline import config
 from pipeline.cli import guarded
 from pipeline.config import ModelConfig, RunConfig, TrainConfig
 from pipeline.errors import CheckpointError, NumericsError, Stopped
-from pipeline.pace import Pace
 from pipeline.schedule import is_time, lr_at
+from pipeline.watching import signals
+from pipeline.watching.pace import Pace
 
 if TYPE_CHECKING:
     import torch
@@ -63,7 +64,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     world = World.from_env(os.environ)
     if args.profile:
-        from pipeline import profile
+        from pipeline.watching import profile
 
         profile.run(cfg, world, train)
     else:
@@ -84,19 +85,20 @@ def train(cfg: RunConfig, world: World, pace: Pace | None = None) -> None:
     """
     import torch
 
-    from pipeline import checkpoint, dist, logs, provenance, starts
+    from pipeline import checkpoint, dist, logs, provenance
     from pipeline.data.drops import DropBudget
     from pipeline.data.views import VIEW_PARAMS
     from pipeline.engine.engine import Engine
     from pipeline.engine.micro_batches import MicroBatches
     from pipeline.eval.evaluate import evaluate_checkpoint
-    from pipeline.figures import drop_figures, eval_figures, keys_digest, loss_figures
     from pipeline.losses.objective import Objective, gradient_norms
     from pipeline.models import clip, draws
-    from pipeline.numbers import NumbersWatch
-    from pipeline.pulse import Pulse
-    from pipeline.speed import Speedometer
-    from pipeline.watchdog import Watchdog, meet
+    from pipeline.watching import starts
+    from pipeline.watching.figures import drop_figures, eval_figures, keys_digest, loss_figures
+    from pipeline.watching.numbers import NumbersWatch
+    from pipeline.watching.pulse import Pulse
+    from pipeline.watching.speed import Speedometer
+    from pipeline.watching.watchdog import Watchdog, meet
 
     # ---- setup ----
     wish = signals.StopWish(stop_at(cfg, world))

@@ -26,10 +26,11 @@ from typing import Any
 
 import torch
 
-from pipeline import checkpoint, logs, signals
+from pipeline import checkpoint, logs
 from pipeline.config import RunConfig
 from pipeline.dist import World
 from pipeline.errors import EXIT_REQUEUE, RankLost
+from pipeline.watching import signals
 from tests.distributed import _context
 from tests.runs import losses, run_config, write_shards
 from tests.saboteur import outcome, stderr_into

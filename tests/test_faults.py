@@ -15,10 +15,11 @@ import psutil
 import pytest
 import torch
 
-from pipeline import checkpoint, config, logs, starts
+from pipeline import checkpoint, config, logs
 from pipeline.config import RunConfig
 from pipeline.dist import World
 from pipeline.errors import EXIT_REQUEUE
+from pipeline.watching import starts
 from tests.distributed import RanksFailed, run_ranks
 from tests.runs import losses, run_config, write_shards
 from tests.saboteur import at_step, outcome, send, stderr_into

@@ -10,7 +10,7 @@ import pytest
 
 from pipeline.config import CheckpointConfig
 from pipeline.dist import World
-from pipeline.signals import SaveWish, StopWish, deadline, listen
+from pipeline.watching.signals import SaveWish, StopWish, deadline, listen
 from tests.distributed import run_ranks
 
 

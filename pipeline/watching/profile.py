@@ -33,7 +33,7 @@ import torch
 from pipeline import dist
 from pipeline.config import EvalConfig, LogConfig, RunConfig
 from pipeline.dist import World
-from pipeline.pace import Pace
+from pipeline.watching.pace import Pace
 
 WARM_UP, MEASURED, UNDISTURBED, TRACED = 3, 10, 10, 3
 """Steps of each kind, in this order."""

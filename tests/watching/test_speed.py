@@ -9,10 +9,10 @@ import pytest
 import torch
 from torch import nn
 
-from pipeline import flops
 from pipeline.dist import World
-from pipeline.pace import Pace
-from pipeline.speed import Speedometer, flops_per_sample
+from pipeline.watching import flops
+from pipeline.watching.pace import Pace
+from pipeline.watching.speed import Speedometer, flops_per_sample
 from tests import tiny
 from tests.runs import run_config
 

@@ -7,11 +7,11 @@ from pathlib import Path
 
 import pytest
 
-from pipeline import profile
 from pipeline.config import RunConfig
 from pipeline.dist import World
-from pipeline.profile import ROWS, Profile
 from pipeline.train import train
+from pipeline.watching import profile
+from pipeline.watching.profile import ROWS, Profile
 from tests.distributed import run_ranks
 from tests.runs import run_config, write_shards
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from pipeline.data.drops import DropBudget
-from pipeline.figures import drop_figures, eval_figures, keys_digest
+from pipeline.watching.figures import drop_figures, eval_figures, keys_digest
 from tests.runs import run_config
 
 

@@ -6,9 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from pipeline import starts
 from pipeline.dist import World
 from pipeline.errors import NoProgress
+from pipeline.watching import starts
 
 
 def test_only_the_last_starts_at_the_same_step_count() -> None:

@@ -41,7 +41,7 @@ from pipeline import dist
 from pipeline.config import EngineConfig
 from pipeline.dist import World
 from pipeline.errors import RankLost
-from pipeline.pace import Where
+from pipeline.watching.pace import Where
 
 MISSED_BEATS = 6
 """A rank without a sign for so many beats is taken for lost."""

@@ -7,10 +7,10 @@ from typing import Any
 
 import torch
 
-from pipeline import flops
 from pipeline.config import RunConfig
 from pipeline.dist import World
-from pipeline.pace import Pace
+from pipeline.watching import flops
+from pipeline.watching.pace import Pace
 
 
 class Speedometer:

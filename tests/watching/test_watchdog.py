@@ -17,11 +17,11 @@ import torch
 from pipeline.config import EngineConfig
 from pipeline.dist import World
 from pipeline.errors import NumericsError, RankLost
-from pipeline.pace import Pace
-from pipeline.watchdog import Watchdog, meet
+from pipeline.watching.pace import Pace
+from pipeline.watching.watchdog import Watchdog, meet
 from tests.distributed import RanksFailed, run_ranks
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parents[2]
 QUICK = EngineConfig(heartbeat_seconds=0.2)
 
 
@@ -104,8 +104,8 @@ CHILD = """
 import signal, time
 from pipeline.config import EngineConfig
 from pipeline.dist import World
-from pipeline.pace import Pace
-from pipeline.watchdog import Watchdog, meet
+from pipeline.watching.pace import Pace
+from pipeline.watching.watchdog import Watchdog, meet
 {before}
 with Watchdog(World(source="torchrun"), EngineConfig(heartbeat_seconds=0.1), Pace().where):
     open({ready!r}, "w").close()

@@ -23,7 +23,7 @@ from typing import Any
 
 from pipeline.config import NumbersConfig
 from pipeline.errors import NumericsError
-from pipeline.pulse import Beat
+from pipeline.watching.pulse import Beat
 
 _MEMORY = 0.98
 """Weight of the past in the running average of gradient norms: about the last 50 steps."""

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from pipeline.dist import World
-from pipeline.pulse import Beat, Pulse
+from pipeline.watching.pulse import Beat, Pulse
 from tests.distributed import run_ranks
 from tests.engine.test_gate import Looks
 

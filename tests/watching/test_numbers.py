@@ -9,8 +9,8 @@ import pytest
 
 from pipeline.config import NumbersConfig
 from pipeline.errors import NumericsError
-from pipeline.numbers import NumbersWatch
-from pipeline.pulse import Beat
+from pipeline.watching.numbers import NumbersWatch
+from pipeline.watching.pulse import Beat
 
 
 def beat(step: int, *, skipped: bool = False, searching: bool = False, norm: float = 1.0, loss: float = 2.0) -> Beat:
