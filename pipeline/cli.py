@@ -5,14 +5,16 @@
     unisphere trian                  error: unknown command 'trian'; did you mean 'train'?
 
 Exit codes: 0 done, 1 or more as ``PipelineError.exit_code`` says, 2 for a command line that cannot be read, 130 for
-Ctrl-C. A new subcommand is one line in ``COMMANDS``; its module has ``main(argv) -> int``, and builds its argument
-parser before it imports anything heavy.
+Ctrl-C, 141 if nobody reads the output any more. A new subcommand is one line in ``COMMANDS``; its module has
+``main(argv) -> int``, and builds its argument parser before it imports anything heavy.
 """
 
 from __future__ import annotations
 
 import difflib
 import importlib
+import os
+import select
 import sys
 from collections.abc import Callable, Sequence
 from importlib import metadata
@@ -87,6 +89,18 @@ def guarded(command: Callable[[], int]) -> int:
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         return 130
+    except BrokenPipeError:
+        if not _nobody_reads(sys.stdout.fileno()):
+            raise  # some other connection
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or flushing at exit would fail again
+        return 141
+
+
+def _nobody_reads(descriptor: int) -> bool:
+    """Whether the other end of a pipe is closed: ``head``, for example, has had enough."""
+    poll = select.poll()
+    poll.register(descriptor, 0)
+    return any(event & (select.POLLERR | select.POLLHUP) for _, event in poll.poll(0))
 
 
 def _version() -> str:

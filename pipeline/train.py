@@ -63,6 +63,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     from pipeline.dist import World
 
     world = World.from_env(os.environ)
+    if cfg.eval.captioned:
+        from pipeline.eval import captioning
+
+        captioning.require_scores()  # now, and not at the first evaluation
     if args.profile:
         from pipeline.watching import profile
 
@@ -93,8 +97,7 @@ def train(cfg: RunConfig, world: World, pace: Pace | None = None) -> None:
     from pipeline.eval.evaluate import evaluate_checkpoint
     from pipeline.losses.objective import Objective, gradient_norms
     from pipeline.models import clip, draws
-    from pipeline.watching import starts
-    from pipeline.watching.figures import drop_figures, eval_figures, keys_digest, loss_figures
+    from pipeline.watching import figures, starts
     from pipeline.watching.numbers import NumbersWatch
     from pipeline.watching.pulse import Pulse
     from pipeline.watching.speed import Speedometer
@@ -163,12 +166,12 @@ def train(cfg: RunConfig, world: World, pace: Pace | None = None) -> None:
             stopping = any(beat.stop for beat in beats)
             if logged:
                 generation.agree(world)  # a newer start writes this log now
-                seen = dist.all_gather_object((drops, keys_digest(batch.keys)))
+                seen = dist.all_gather_object((drops, figures.keys_digest(batch.keys)))
                 all_drops = DropBudget.merged([rank_drops for rank_drops, _ in seen])
-                figures = {"loss": beats[-1].loss, "lr": lr, "grad_norm": beats[-1].grad_norm, "samples": state.samples}
-                figures |= loss_figures(losses, features, term_norms) | drop_figures(all_drops, cfg) | numbers.figures()
-                figures |= saver.metrics() | speed.lap(pace, state.step)
-                log.record(state.step, figures, keys=sum(digest for _, digest in seen) % 2**64)
+                record = {"loss": beats[-1].loss, "lr": lr, "grad_norm": beats[-1].grad_norm, "samples": state.samples}
+                record |= figures.loss_figures(losses, features, term_norms) | figures.drop_figures(all_drops, cfg)
+                record |= numbers.figures() | saver.metrics() | speed.lap(pace, state.step)
+                log.record(state.step, record, keys=sum(digest for _, digest in seen) % 2**64)
                 all_drops.check(cfg.data.max_bad_fraction)
             saver.poll()
             if saving or stopping or any(beat.save and clock.counts(beat.step) for beat in beats):
@@ -179,7 +182,7 @@ def train(cfg: RunConfig, world: World, pace: Pace | None = None) -> None:
                 pace.enter("evaluate", state.step)
                 saver.wait()
                 if not saver.last_error and (folder := checkpoint.newest(cfg.run_dir)) is not None:
-                    saver.note(state.step, eval_figures(evaluate_checkpoint(folder, cfg.eval, world, device)))
+                    saver.note(state.step, figures.eval_figures(evaluate_checkpoint(folder, cfg.eval, world, device)))
             if stopping:
                 break
         # ---- teardown ----

@@ -95,6 +95,25 @@ def test_ctrl_c_is_130_and_defects_keep_their_traceback() -> None:
         cli.guarded(defect)
 
 
+def test_a_reader_that_has_had_enough_ends_the_command_quietly() -> None:
+    code = "from pipeline import cli\nraise SystemExit(cli.guarded(lambda: print('line\\n' * 100_000) or 0))"
+    command = subprocess.Popen(
+        [sys.executable, "-c", code], cwd=REPOSITORY, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+    assert command.stdout is not None and command.stderr is not None
+    assert command.stdout.readline() == "line\n"
+    command.stdout.close()
+    assert (command.stderr.read(), command.wait()) == ("", 141)
+
+
+def test_another_broken_connection_keeps_its_traceback() -> None:
+    def fail() -> int:
+        raise BrokenPipeError("a socket")
+
+    with pytest.raises(BrokenPipeError, match="a socket"):
+        cli.guarded(fail)
+
+
 def test_a_missing_config_file_is_exit_code_2_and_names_the_file() -> None:
     command = [sys.executable, "-m", "pipeline", "train", "configs/no_such_file.yaml"]
     done = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True, check=False)

@@ -84,7 +84,8 @@ def test_identity_augmentations_reproduce_the_plain_multi_positive_model(augment
 def test_the_head_tells_augmentations_apart_and_the_tower_does_not(augmentation: AugmentationConfig) -> None:
     model = tiny.with_heads(augmentation=augmentation).eval()
     tiny.randomise(model)
-    (image, _), _, _, (params, _) = tiny.batch(4, num_views=2)
+    inputs = tiny.batch(4, num_views=2)
+    image, params = inputs.image_VbCHW[0], inputs.view_params_VbK[0]
     seen = []
     model.visual.register_forward_hook(lambda module, given, feature: seen.append(feature))
     as_it_is, augmented = model.encode_image(image), model.encode_image(image, params)
