@@ -87,8 +87,9 @@ RUNS = {
 TUNING_SEED = 3
 HALF, TWICE = "optim.lr=7.5e-4", "optim.lr=3e-3"
 USUAL = "objective.init_temperature=0.07"
+COLD = "objective.init_temperature=0.015"
 TUNING: dict[str, list[tuple[str, ...]]] = {
-    "clip": [(USUAL,), ("objective.init_temperature=0.2",), (HALF,), (TWICE,), (HALF, USUAL), (TWICE, USUAL)],
+    "clip": [(COLD,), (USUAL,), ("objective.init_temperature=0.2",), (HALF,), (TWICE,), (HALF, USUAL), (TWICE, USUAL)],
     "uniclip": [("objective.terms={uniclip: {image_image: own, text_text: tie, init_temperature: 0.03}}",), (HALF,), (TWICE,)],
     "tuning": [("objective.init_temperature=0.01", "optim.lr=2e-4")],
     "fresh": [("objective.init_temperature=0.05",)],
