@@ -65,7 +65,7 @@ class Finder:
         """Load the model; ``count`` images are found per text.
 
         Raises:
-            DataError: the vectors were made by another model, so that their cosines with this one's texts mean nothing.
+            DataError: no vectors, or made by another model, so that their cosines with this one's texts mean nothing.
         """
         from pipeline import dist
         from pipeline.eval.target import load
@@ -74,7 +74,11 @@ class Finder:
         self._device = dist.pick_device(0)
         self._subject = load(model, self._device).subject
         path = vectors / "embed.json"
-        made_by = json.loads(path.read_text(encoding="utf-8")).get("weights_sha256") if path.exists() else None
+        if not path.is_file():
+            raise DataError(
+                f"{vectors} holds no embedding files (no {path.name}); make them: unisphere embed {model} SHARDS {vectors}"
+            )
+        made_by = json.loads(path.read_text(encoding="utf-8")).get("weights_sha256")
         if made_by != self._subject.provenance.get("weights_sha256"):
             raise DataError(f"{vectors} was not made by {model} (other weights, see {path}); embed the shards with it")
         self._shards: dict[str, tuple[ShardSet, dict[str, int]]] = {}

@@ -222,6 +222,8 @@ def test_a_folder_belongs_to_one_model(run: Path, shards: Path, tmp_path: Path) 
         vectors.main([str(run), str(shards), str(tmp_path / "vectors")])
     with pytest.raises(DataError, match=r"was not made by"):
         search.Finder(tmp_path / "vectors", run, 3)
+    with pytest.raises(DataError, match=r"holds no embedding files .*unisphere embed"):
+        search.Finder(tmp_path / "nowhere", run, 3)
 
 
 def test_the_nearest_come_first_over_all_files(tmp_path: Path) -> None:
