@@ -8,7 +8,6 @@ for goes to stdout, progress and errors to stderr.
 from __future__ import annotations
 
 import argparse
-import os
 import sys
 from collections.abc import Sequence
 
@@ -21,13 +20,7 @@ from pipeline.cli import guarded
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one subcommand and return the exit code. Errors that a user can act on are printed, not raised."""
     args = _parser().parse_args(argv)
-    try:
-        code = guarded(lambda: args.run(args))
-        sys.stdout.flush()
-    except BrokenPipeError:  # whoever read our output has seen enough, as in `... ls | head`
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 0
-    return code
+    return guarded(lambda: args.run(args))
 
 
 def _parser() -> argparse.ArgumentParser:

@@ -5,8 +5,8 @@
     unisphere trian                  error: unknown command 'trian'; did you mean 'train'?
 
 Exit codes: 0 done, 1 or more as ``PipelineError.exit_code`` says, 2 for a command line that cannot be read, 130 for
-Ctrl-C, 141 if nobody reads the output any more. A new subcommand is one line in ``COMMANDS``; its module has
-``main(argv) -> int``, and builds its argument parser before it imports anything heavy.
+Ctrl-C. A new subcommand is one line in ``COMMANDS``; its module has ``main(argv) -> int``, and builds its argument parser
+before it imports anything heavy.
 """
 
 from __future__ import annotations
@@ -82,7 +82,9 @@ def guarded(command: Callable[[], int]) -> int:
     are defects of the project and keep their traceback.
     """
     try:
-        return command()
+        code = command()
+        sys.stdout.flush()
+        return code
     except PipelineError as error:
         print(f"{error.label}: {error}", file=sys.stderr)
         return error.exit_code
@@ -93,11 +95,11 @@ def guarded(command: Callable[[], int]) -> int:
         if not _nobody_reads(sys.stdout.fileno()):
             raise  # some other connection
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or flushing at exit would fail again
-        return 141
+        return 0
 
 
 def _nobody_reads(descriptor: int) -> bool:
-    """Whether the other end of a pipe is closed: ``head``, for example, has had enough."""
+    """Whether the other end of a pipe is closed: ``head``, for example, has seen enough, which is no error."""
     poll = select.poll()
     poll.register(descriptor, 0)
     return any(event & (select.POLLERR | select.POLLHUP) for _, event in poll.poll(0))

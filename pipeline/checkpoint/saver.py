@@ -75,7 +75,7 @@ class Saver:
         """Host memory for the first copy: a thread touches every page of it, so that no step waits for that."""
         if not engine.on_disk:  # else even looking at the state means to read all of it
             pieces = engine.snapshot().pieces
-            self._ready = _in_thread(lambda: self._staging.reserve(pieces))
+            self._ready = _in_thread(lambda: self._staging.reserve(pieces), waited_for=True)
         self.last_error = ""
         """Why the last save failed; empty after one that did not."""
 
@@ -252,8 +252,11 @@ def _status(work: Future[Any] | None) -> Any:
     return work.result() if error is None else _Failure.of(error)
 
 
-def _in_thread(action: Callable[[], Any]) -> Future[Any]:
-    """Run ``action`` in a thread of its own, which does not keep a dying process alive."""
+def _in_thread(action: Callable[[], Any], *, waited_for: bool = False) -> Future[Any]:
+    """Run ``action`` in a thread of its own, which does not keep a dying process alive; unless it is ``waited_for``.
+
+    A thread inside torch aborts an interpreter that ends around it (C++ cannot be unwound), so what is brief is waited for.
+    """
     future: Future[Any] = Future()
 
     def run() -> None:
@@ -262,5 +265,5 @@ def _in_thread(action: Callable[[], Any]) -> Future[Any]:
         except BaseException as error:
             future.set_exception(error)
 
-    threading.Thread(target=run, name="checkpoint", daemon=True).start()
+    threading.Thread(target=run, name="checkpoint", daemon=not waited_for).start()
     return future
